@@ -1,0 +1,759 @@
+"""datasets.py: every data set as one uint8 tensor, and the batches drawn from it.
+
+A small image set fits in memory: 23,000 colour images of 64x64 are 290 MB of bytes. So there are no worker processes
+and nothing is decoded during training. `load` decodes, crops and resizes each image once, keeps the result in
+`data/<name>-<size>.npy`, and returns one tensor. `Batches` picks rows of it and scales them to [-1, 1].
+
+    python datasets.py                                          # what there is, and what is prepared
+    python datasets.py shapes --size 32 --show shapes.png       # look at it
+    python datasets.py photos.zip --size 64 --stats             # count it
+
+A data set is one of the names below, or a path of your own: a folder or a zip of images (sub-folders are classes;
+`train/` and `test/` on top are splits), or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and, if you have
+them, `labels`, `classes` and `split` (0 train, 1 test).
+
+The last section holds what all files of the collection share: InputError, atomic files, locks, checkpoints, grids.
+"""
+
+import argparse
+import sys
+
+# name -> (what it is, where it comes from; for sets that cannot be fetched here: where to get and where to put them)
+KNOWN = {
+    "shapes": "five geometric shapes, drawn by this file; any size, labelled",
+    "mnist": "70,000 handwritten digits, 28x28 grey (torchvision)",
+    "fashion-mnist": "70,000 pieces of clothing, 28x28 grey (torchvision)",
+    "cifar10": "60,000 photographs in 10 classes, 32x32 colour (torchvision)",
+    "cats64": "29,843 cat faces, 64x64 colour (github.com/fferlito/Cat-faces-dataset)",
+    "animals": "13,000 photographs of 5 animals (Kaggle)",
+    "food64": "101,000 photographs of food in 101 classes (Food-101)",
+    "artbench10": "60,000 paintings in 10 styles (ArtBench-10)",
+}
+BY_HAND = {
+    "animals": "get 'antobenedetti/animals' from Kaggle (a login is needed), unpack it into data/downloads/animals, "
+    "and give that folder: --data data/downloads/animals",
+    "food64": "get food-101.tar.gz from data.vision.ee.ethz.ch/cvl/, unpack it into data/downloads, "
+    "and give the folder: --data data/downloads/food-101/images",
+    "artbench10": "get artbench-10-imagefolder-split.tar from artbench.eecs.berkeley.edu/files/, unpack it into "
+    "data/downloads, and give the folder: --data data/downloads/artbench-10-imagefolder-split",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse prints the whole usage before an error; here an error is one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def parse_args(argv=None):
+    parser = OneLineParser(prog="datasets.py", description="Prepare, show and count a data set.", allow_abbrev=False)
+    parser.add_argument("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
+    parser.add_argument("--size", type=int, default=64, metavar="N", help="side in pixels (default 64)")
+    parser.add_argument("--split", choices=["train", "test", "all"], default="train", help="default: train")
+    parser.add_argument("--show", metavar="FILE.png", help="write a grid of 64 images")
+    parser.add_argument("--stats", action="store_true", help="counts, balance, channel means")
+    args = parser.parse_args(argv)
+    if args.size < 8:
+        parser.error("--size must be at least 8")
+    return args
+
+
+if __name__ == "__main__":  # before the slow imports, so that --help and typing errors answer at once
+    ARGS = parse_args()
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import tarfile
+import time
+import urllib.request
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+DATA = Path("data")  # prepared sets; downloads go to data/downloads
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+MAX_FILE = 200 * 2**20  # bytes of one packed image; a larger one is skipped, not unpacked (zip bombs)
+
+
+class InputError(Exception):
+    """Bad input. The message is one line: what is wrong, and what to do. Programs print it and exit with code 2."""
+
+
+class Images(NamedTuple):
+    images: torch.Tensor  # uint8 (N, C, H, W), C = 1 or 3, H = W = size
+    labels: torch.Tensor | None  # int64 (N,), indices into classes
+    classes: list[str]  # empty when there are no labels
+    name: str  # "shapes", "cats64", ...
+    fingerprint: str  # of the pixels and labels of the whole set, all splits
+    held_out: bool  # True if split "test" shares no image with split "train"
+    note: str  # how the images were made, in words
+
+
+class Source(NamedTuple):
+    """Images that are not prepared yet."""
+
+    names: list[str]  # one an image, for messages
+    read: Callable  # index -> PIL image
+    labels: list[int] | None
+    classes: list[str]
+    split: list[int] | None  # 0 train, 1 test
+
+
+# ------------------------------------------------------------------------------------------------------- load
+
+
+def load(name_or_path, size, split="train"):
+    """One split of a data set as Images of size x size pixels.
+
+    split: "train", "test" or "all". A set without a split of its own trains on everything ("train" is all of it), and
+    its "test" is a fixed random part, a tenth but at least 2,000 images where there are as many: good for metrics,
+    not held out (`held_out` is False and says so).
+    Raises InputError for an unknown name, a missing path, and data that cannot be read.
+    """
+    name_or_path = str(name_or_path)
+    if split not in ("train", "test", "all"):
+        raise InputError(f"unknown split '{split}': use train, test or all")
+    if name_or_path == "shapes":
+        return shapes(size, split)
+    path = Path(name_or_path)
+    if name_or_path in KNOWN:
+        key, stamp, open_source = name_or_path, "1", lambda: named_source(name_or_path)
+    elif path.exists():
+        key, stamp, open_source = path_source(path)
+    else:
+        raise InputError(f"no data set or path '{name_or_path}': known names are {', '.join(KNOWN)}")
+
+    pixels, info = prepared(key, stamp, size, open_source)
+    images = torch.from_numpy(pixels)
+    labels = torch.tensor(info["labels"]) if info["labels"] is not None else None
+    if split == "all" or (split == "train" and info["split"] is None):
+        rows = None
+    elif info["split"] is not None:
+        rows = torch.tensor(info["split"]).eq(split == "test").nonzero()[:, 0]
+    else:
+        count = max(len(images) // 10, min(len(images), 2000))
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    if rows is not None:
+        if len(rows) == 0:
+            raise InputError(f"'{name_or_path}' has no image in its split '{split}'")
+        images, labels = images[rows], labels[rows] if labels is not None else None
+    name = path.stem if name_or_path not in KNOWN else name_or_path
+    return Images(images, labels, info["classes"], name, info["fingerprint"], info["split"] is not None, info["note"])
+
+
+def shapes(size, split="train"):
+    """The built-in set: 10,000 training and 2,000 test images of five shapes, the same at every call.
+
+    Colour, size, position, rotation and background vary. A shape is a signed distance in pixels, negative inside;
+    the coverage of a pixel is that distance clipped to one pixel, which is the antialiasing.
+    A regular polygon is where *all* n half-planes hold, so its distance is the largest of n; a five-pointed star is
+    where at least four of five hold, so its distance is the second largest.
+    """
+    classes = ["circle", "square", "triangle", "star", "ring"]
+    parts = {"train": [(10_000, 1)], "test": [(2_000, 2)], "all": [(10_000, 1), (2_000, 2)]}[split]
+    images, labels = [], []
+    for count, seed in parts:
+        generator = torch.Generator().manual_seed(seed)
+
+        def uniform(low, high, *shape, n=count, g=generator):
+            return low + (high - low) * torch.rand(n, *shape, generator=g)
+
+        label = torch.randint(5, (count,), generator=generator)
+        radius = uniform(0.24, 0.42) * size  # of the circle around the shape
+        centre = size / 2 + uniform(-1, 1, 2) * (size / 2 - radius)[:, None]  # the whole shape stays inside
+        angle = uniform(0, 2 * math.pi)
+        # hue -> RGB: three cosines a third of a turn apart, then mixed with white (saturation) and black (value)
+        hue = uniform(0, 2 * math.pi)[:, None] - torch.tensor([0, 2 * math.pi / 3, 4 * math.pi / 3])
+        saturation = uniform(0.7, 1, 1)
+        colour = (1 - saturation + saturation * (0.5 + 0.5 * hue.cos())) * uniform(0.8, 1, 1)
+        ground = uniform(0.0, 0.3, 1) + uniform(0.0, 0.1, 3)  # dark, slightly tinted
+        grid_y, grid_x = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+
+        part = torch.empty(count, 3, size, size, dtype=torch.uint8)
+        for c in range(5):
+            for rows in (label == c).nonzero()[:, 0].split(256):  # small pieces stay in the processor's cache
+                r = radius[rows, None, None]
+                x, y = grid_x - centre[rows, 0, None, None], grid_y - centre[rows, 1, None, None]
+                if classes[c] == "circle":
+                    distance = (x * x + y * y).sqrt() - 0.9 * r
+                elif classes[c] == "ring":
+                    distance = ((x * x + y * y).sqrt() - 0.72 * r).abs() - 0.2 * r
+                else:
+                    n, inner = {"square": (4, 0.71), "triangle": (3, 0.5), "star": (5, 0.33)}[classes[c]]
+                    first = second = torch.full_like(x, -math.inf)
+                    for k in range(n):
+                        turn = angle[rows, None, None] + 2 * math.pi * k / n
+                        side = x * turn.cos() + y * turn.sin() - inner * r
+                        second = torch.maximum(second, torch.minimum(first, side))
+                        first = torch.maximum(first, side)
+                    distance = second if classes[c] == "star" else first
+                cover = (0.5 - distance).clamp_(0, 1)[:, None]  # (n, 1, size, size)
+                behind = ground[rows, :, None, None]
+                part[rows] = (255 * (behind + cover * (colour[rows, :, None, None] - behind))).round_().byte()
+        images.append(part)
+        labels.append(label)
+    note = f"drawn at {size}x{size}"
+    pair = torch.cat(images), torch.cat(labels)
+    return Images(*pair, classes, "shapes", f"shapes-1-{size}", True, note)
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+class Batches:
+    """Endless batches: float32 (batch, C, H, W) in [-1, 1] on `device`, channels last, and int64 labels or None.
+
+    Every epoch is a new random order of the whole set; the last short batch of an epoch is dropped. The order depends
+    on `seed` and the epoch only, so the number of batches drawn so far (`drawn`) is the whole state: save it, set it,
+    and the data go on exactly where they were.
+
+    The images live on the training device when they take less than half of its free memory. Otherwise a thread
+    gathers the next batch into one of two pinned buffers while the device works on this one.
+    """
+
+    def __init__(self, data, batch, device="cpu", seed=0, stream=None):
+        if len(data.images) < batch:
+            raise InputError(f"'{data.name}' has {len(data.images)} images: --batch must not be larger than that")
+        self.device, self.batch, self.seed, self.drawn = torch.device(device), batch, seed, 0
+        self.per_epoch = len(data.images) // batch
+        if stream is None:
+            stream = False
+            if self.device.type == "cuda":
+                stream = data.images.nbytes > torch.cuda.mem_get_info(self.device)[0] / 2
+        self.images = data.images if stream else data.images.to(self.device)
+        self.labels = data.labels.to(self.device) if data.labels is not None else None
+        self.order = (-1, None, None)  # epoch, order on the CPU, order on the device
+        self.ahead = None  # (number of the batch, its future)
+        if stream:
+            pin = self.device.type == "cuda"
+            self.thread = ThreadPoolExecutor(1)
+            self.buffers = [torch.empty(batch, *data.images.shape[1:], dtype=torch.uint8, pin_memory=pin) for _ in "ab"]
+            self.copied = [torch.cuda.Event() if pin else None for _ in "ab"]
+
+    def rows(self, number):
+        """Indices of batch `number`, on the CPU and on the device. Both int64 (batch,)."""
+        epoch, place = divmod(number, self.per_epoch)
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(self.images), generator=generator)
+            self.order = (epoch, order, order.to(self.device))
+        here = slice(place * self.batch, (place + 1) * self.batch)
+        return self.order[1][here], self.order[2][here]
+
+    def gather(self, number, rows):
+        """In the thread: copy the rows into a pinned buffer, once the device has read what was in it before."""
+        buffer, event = self.buffers[number % 2], self.copied[number % 2]
+        if event is not None:
+            event.synchronize()
+        return torch.index_select(self.images, 0, rows, out=buffer)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        number = self.drawn
+        host_rows, rows = self.rows(number)
+        if hasattr(self, "thread"):
+            if self.ahead is None or self.ahead[0] != number:
+                self.ahead = (number, self.thread.submit(self.gather, number, host_rows))
+            images = self.ahead[1].result().to(self.device, non_blocking=True)
+            if self.copied[number % 2] is not None:
+                self.copied[number % 2].record()
+            else:
+                images = images.clone()  # on the CPU `to` does not copy, and the buffer is used again
+            self.ahead = (number + 1, self.thread.submit(self.gather, number + 1, self.rows(number + 1)[0]))
+        else:
+            images = self.images[rows]
+        self.drawn = number + 1
+        images = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+        return images, self.labels[rows] if self.labels is not None else None
+
+
+def to_uint8(images):
+    """Float images in [-1, 1] -> uint8: the exact inverse of the scaling above. Rounded, not truncated."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------- sources
+
+
+def path_source(path):
+    """A folder, zip or .npz -> (cache key, stamp that changes when the data do, function that opens the source)."""
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if is_image(p.relative_to(path)) and p.is_file())
+        stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        stamp = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+        names = [p.relative_to(path).as_posix() for p in files]
+
+        def open_source():
+            return from_files(names, lambda i: Image.open(files[i]), path)
+    elif zipfile.is_zipfile(path) or path.suffix.lower() in (".zip", ".npz"):
+        stamp = f"{path.stat().st_size}-{path.stat().st_mtime_ns}"
+
+        def open_source():
+            return npz_source(path) if path.suffix.lower() == ".npz" else zip_source(path)
+    else:
+        raise InputError(f"'{path}' is no folder, zip or .npz file")
+    key = f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    return key, stamp, open_source
+
+
+def is_image(path):
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in Path(path).parts)
+    return not hidden and Path(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def zip_source(path):
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"'{path}' is not a readable zip file ({error})") from None
+    members = sorted((m for m in archive.infolist() if is_image(m.filename)), key=lambda m: m.filename)
+
+    def read(i):  # members are read in memory and never unpacked to disk, so no path can leave a folder
+        if members[i].file_size > MAX_FILE:
+            raise ValueError(f"{members[i].file_size} bytes unpacked")
+        return Image.open(io.BytesIO(archive.read(members[i])))
+
+    return from_files([m.filename for m in members], read, path)
+
+
+def from_files(names, read, path):
+    """File names -> Source: splits and classes are read off the folders. names: with '/', in the order of `read`."""
+    if not names:
+        raise InputError(f"no images in '{path}' (looked for {' '.join(sorted(IMAGE_SUFFIXES))}, sub-folders too)")
+    parts = [name.split("/") for name in names]
+    while len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts):  # one folder around everything
+        parts = [p[1:] for p in parts]
+    split = None
+    if {p[0] for p in parts} == {"train", "test"} and all(len(p) > 1 for p in parts):
+        split = [int(p[0] == "test") for p in parts]
+        parts = [p[1:] for p in parts]
+    labels, classes = None, []
+    if all(len(p) > 1 for p in parts):  # an image outside every sub-folder has no class: then nothing is labelled
+        classes = sorted({p[0] for p in parts})
+        labels = [classes.index(p[0]) for p in parts]
+    return Source(names, read, labels, classes, split)
+
+
+def npz_source(path):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except Exception as error:  # zipfile, zlib, ValueError, EOFError ... all mean the same to the user
+        raise InputError(f"'{path}' is not a readable .npz file ({error})") from None
+    images = arrays.get("images")
+    if images is None:
+        raise InputError(f"'{path}' has no array 'images' (it has: {', '.join(arrays) or 'nothing'})")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+        raise InputError(f"'images' in '{path}' must be uint8 (N, H, W[, C]), not {images.dtype} {images.shape}")
+    if images.ndim == 4:
+        if images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):
+            images = images.transpose(0, 2, 3, 1)
+        if images.shape[-1] not in (1, 3):
+            raise InputError(f"'images' in '{path}' must have 1 or 3 channels, not shape {images.shape}")
+    per_image = {}
+    for key in ("labels", "split"):
+        if key in arrays:
+            values = arrays[key]
+            if values.shape != (len(images),) or values.dtype.kind not in "iu" or values.min() < 0:
+                raise InputError(f"'{key}' in '{path}' must be {len(images)} whole numbers from 0 up")
+            per_image[key] = values.tolist()
+    labels = per_image.get("labels")
+    classes = [str(c) for c in arrays.get("classes", [])]
+    if labels is not None:
+        classes = classes or [str(c) for c in range(max(labels) + 1)]
+        if max(labels) >= len(classes):
+            raise InputError(f"'labels' in '{path}' go up to {max(labels)}, but there are {len(classes)} classes")
+    return array_source(images, labels, classes, per_image.get("split"))
+
+
+def array_source(images, labels, classes, split):
+    """images: uint8 (N, H, W) or (N, H, W, C)."""
+    if images.shape[-1] == 1:
+        images = images[..., 0]
+    names = [f"image {i}" for i in range(len(images))]
+    return Source(names, lambda i: Image.fromarray(images[i]), labels, classes, split)
+
+
+def named_source(name):
+    if name in BY_HAND:
+        raise InputError(f"'{name}' cannot be downloaded by this program: {BY_HAND[name]}")
+    return cats64_source() if name == "cats64" else torchvision_source(name)
+
+
+def torchvision_source(name):
+    import torchvision
+
+    make = {
+        "mnist": torchvision.datasets.MNIST,
+        "fashion-mnist": torchvision.datasets.FashionMNIST,
+        "cifar10": torchvision.datasets.CIFAR10,
+    }[name]
+    root = DATA / "downloads"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            parts = [make(root, train=train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"'{name}' could not be downloaded ({short(error)}): get it with torchvision.datasets.{make.__name__} on "
+            f"another machine and copy its folder into {root}"
+        ) from None
+    images = np.concatenate([np.asarray(part.data) for part in parts])
+    labels = [int(label) for part in parts for label in part.targets]
+    split = [0] * len(parts[0].data) + [1] * len(parts[1].data)
+    return array_source(images, labels, [str(c) for c in parts[0].classes], split)
+
+
+CATS64 = "https://raw.githubusercontent.com/fferlito/Cat-faces-dataset/c1bd9976b1b9fd31ce53de42b422febf60503aac/"
+CATS64_BLOBS = {  # the ids under which git itself stores the three archives
+    "dataset-part1.tar.gz": "d7c478c476f83df2408b02d34ba32cff8a06dbdf",
+    "dataset-part2.tar.gz": "7acb443f4d5bb64a8ba2273764b249e5d21251e8",
+    "dataset-part3.tar.gz": "0defae414292f0fbc9714515a88d5683be62a9b3",
+}
+
+
+def cats64_source():
+    """29,843 cat faces in three archives, about a fifth of them exact duplicates. Used as published."""
+    names, files = [], []
+    for file, blob in CATS64_BLOBS.items():
+        path = fetch(CATS64 + file, DATA / "downloads" / "cats64" / file, lambda p, blob=blob: git_blob(p) == blob)
+        with tarfile.open(path) as archive:
+            for member in archive:  # read in memory, never unpacked to disk
+                if member.isfile() and is_image(member.name) and member.size <= MAX_FILE:
+                    names.append(Path(member.name).name)  # one class: the folders carry no meaning
+                    files.append(archive.extractfile(member).read())
+    return from_files(names, lambda i: Image.open(io.BytesIO(files[i])), "cats64")
+
+
+def git_blob(path):
+    """The id git gives a file: SHA-1 of 'blob SIZE', a zero byte, and the content."""
+    content = Path(path).read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def fetch(url, path, check):
+    """Download `url` to `path` unless a file that passes `check` is there. Never leaves an unchecked file at `path`."""
+    by_hand = f"download {url} yourself and put it at {path}"
+    if path.exists():
+        if check(path):
+            return path
+        raise InputError(f"{path} is damaged or another version (wrong checksum): delete it, or {by_hand}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def download(temporary):
+        with urllib.request.urlopen(url, timeout=30) as reply, open(temporary, "wb") as file:
+            total = int(reply.headers.get("Content-Length") or 0) or None
+            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
+                while piece := reply.read(2**16):
+                    file.write(piece)
+                    bar.update(len(piece))
+        if not check(temporary):
+            raise InputError(f"{url} gave a file with a wrong checksum: {by_hand}")
+
+    try:
+        write_atomic(path, download)
+    except (OSError, EOFError) as error:
+        raise InputError(f"could not download {path.name} ({short(error)}): {by_hand}") from None
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ preparation
+
+
+def prepared(key, stamp, size, open_source):
+    """The prepared array of a source: from data/<key>-<size>.npy if that is up to date, else made now.
+
+    The .json beside it is written last and removed first, so an array without its .json is never believed.
+    Returns uint8 (N, C, size, size), memory-mapped copy-on-write, and the dict of the .json.
+    """
+    DATA.mkdir(parents=True, exist_ok=True)
+    array, about = DATA / f"{key}-{size}.npy", DATA / f"{key}-{size}.json"
+
+    def ready():
+        try:
+            info = json.loads(about.read_text(encoding="utf-8"))
+            pixels = np.load(array, mmap_mode="c")
+            if info["stamp"] == stamp and list(pixels.shape) == info["shape"] and pixels.dtype == np.uint8:
+                return pixels, info
+        except (OSError, ValueError, KeyError, EOFError):
+            pass
+        return None
+
+    if not (found := ready()):
+        with locked(DATA / f"{key}-{size}.lock", wait=f"another process is preparing {key}; waiting for it"):
+            if not (found := ready()):  # the other process may have done it meanwhile
+                source = open_source()
+                about.unlink(missing_ok=True)
+                info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
+                write_atomic(about, lambda p: Path(p).write_text(json.dumps(info), encoding="utf-8"))
+                found = ready()
+    return found
+
+
+def prepare(source, size, path, key):
+    """Decode, crop and resize every image of a Source into the .npy file `path`; returns what the .json says.
+
+    Rows are appended as they come, so memory does not grow with the set. An image that cannot be read is skipped and
+    named; more than 1 % of them is an error.
+    """
+    total = len(source.names)
+    grey, natural, skipped, kept = True, set(), [], []
+    digest = hashlib.sha256()
+
+    def one(i):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                image = source.read(i)
+                shape, is_grey = image.size, image.mode in ("1", "L", "I;16", "I")
+                return square(image, size), shape, is_grey
+        except Exception as error:  # Pillow raises many kinds; each means that this file is no usable image
+            return f"{source.names[i]}: {short(error)}", None, None
+
+    def write(temporary):
+        nonlocal grey
+        with open(temporary, "wb+") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            header(file, (total, 3, size, size))
+            with tqdm(total=total, desc=f"preparing {key}", unit="img", disable=None) as bar:
+                for start in range(0, total, 1024):
+                    for i, (row, shape, is_grey) in enumerate(pool.map(one, range(start, min(start + 1024, total)))):
+                        bar.update()
+                        if shape is None:
+                            skipped.append(row)
+                            continue
+                        kept.append(start + i)
+                        natural.add(shape)
+                        grey &= is_grey
+                        file.write(row.tobytes())
+            if len(skipped) > total / 100 or not kept:
+                raise InputError(f"{len(skipped)} of {total} images cannot be read; the first: {skipped[0]}")
+            file.flush()
+            shape = (len(kept), 3, size, size)
+            if grey:  # every file is grey: one channel is enough
+                rows = np.memmap(temporary, np.uint8, "r+", file.tell() - math.prod(shape), shape)
+                shape = (len(kept), 1, size, size)
+                for k in range(len(kept)):
+                    rows.reshape(-1)[k * size * size : (k + 1) * size * size] = rows[k, 0].reshape(-1)
+                rows.flush()
+                del rows
+            file.seek(0)
+            start = header(file, shape)
+            file.truncate(start + math.prod(shape))
+            while piece := file.read(2**20):
+                digest.update(piece)
+            digest.update(json.dumps([labels_of(kept), shape]).encode())
+
+    def labels_of(rows):
+        # one class says nothing: such a set is unlabelled
+        return [source.labels[i] for i in rows] if source.labels is not None and len(source.classes) > 1 else None
+
+    write_atomic(path, write)
+    if skipped:
+        print(f"{key}: skipped {len(skipped)} of {total} unreadable images; the first: {skipped[0]}", file=sys.stderr)
+    if natural == {(28, 28)} and size == 32:
+        note = "28x28 padded to 32x32 with black"
+    elif natural == {(size, size)}:
+        note = f"{size}x{size} as they are"
+    else:
+        note = f"cropped to the central square and resized to {size}x{size} (bicubic, antialiased)"
+    return {
+        "shape": [len(kept), 1 if grey else 3, size, size],
+        "labels": labels_of(kept),
+        "classes": source.classes if labels_of(kept) is not None else [],
+        "split": [source.split[i] for i in kept] if source.split is not None else None,
+        "fingerprint": digest.hexdigest()[:16],
+        "skipped": skipped,
+        "note": note,
+    }
+
+
+def header(file, shape):
+    """Write an .npy header for uint8 `shape` and return its length, which is the same for any smaller shape."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def square(image, size):
+    """PIL image -> uint8 (3, size, size): upright (EXIF), RGB, central square, antialiased bicubic resize."""
+    if image.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # what shows through is white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if image.size == (28, 28) and size == 32:
+        image = ImageOps.expand(image, 2)  # MNIST and its kin: padding keeps every pixel, resizing would blur them
+    elif image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+# ------------------------------------------------------------------------ what all files of the collection share
+
+SCRIPTS = ("dcgan", "cgan", "wgan_gp", "vae_mlp", "cvae")  # model scripts that a checkpoint may name
+
+
+def short(error):
+    """The first line of an exception, for one-line messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def write_atomic(path, write):
+    """Call write(temporary path) and rename the result to `path`: a reader sees the old file or the whole new one."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def locked(path, wait=None, busy="another process is using it"):
+    """Hold the file `path` as a lock, which the system frees even after kill -9.
+
+    If it is taken: print `wait` and wait, or raise InputError(busy) where no `wait` is given.
+    """
+    with open(path, "a+b") as file:
+        while True:
+            try:
+                if os.name == "nt":
+                    import msvcrt
+
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if wait is None:
+                    raise InputError(busy) from None
+                print(wait, file=sys.stderr)
+                wait = ""
+                time.sleep(0.5)
+        yield
+
+
+def read_checkpoint(path):
+    """The dict of a checkpoint file, or of a run directory's last.pt. Tensors are on the CPU; nothing is unpickled."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "last.pt").exists():
+            raise InputError(f"'{path}' holds no last.pt: it is not a run directory")
+        path = path / "last.pt"
+    if not path.exists():
+        raise InputError(f"no checkpoint '{path}'")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
+        raise InputError(f"'{path}' is damaged or no checkpoint ({short(error)})") from None
+    if not isinstance(checkpoint, dict) or checkpoint.get("script") not in SCRIPTS or checkpoint.get("format") != 1:
+        raise InputError(f"'{path}' is not a checkpoint of this collection")
+    return checkpoint
+
+
+def write_checkpoint(checkpoint, path):
+    """Write a checkpoint whole or not at all. Serialised in memory first, so that a full disk is a plain OSError."""
+    torch.save(checkpoint, buffer := io.BytesIO())
+    write_atomic(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+
+
+def pick_device(name="auto", precision="auto"):
+    """--device and --precision -> (torch.device, "fp32" or "bf16"). auto: bf16 only where the hardware computes in it."""
+    asked = name
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):  # torch has many ways to say so
+        raise InputError(f"no device '{asked}' here: use --device auto, cpu, cuda, cuda:1 or mps") from None
+    native = False
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)  # is_bf16_supported() also counts emulation
+    elif device.type == "cpu":
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if precision == "bf16" and not native:
+        print(f"note: {device} computes bf16 in software, which may be many times slower than fp32", file=sys.stderr)
+    return device, {"auto": "bf16" if native else "fp32"}.get(precision, precision)
+
+
+def grid(images, columns=None):
+    """uint8 (N, C, H, W) -> one PIL picture, row by row, with 2 white pixels between. columns: default square."""
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    n, c, h, w = images.shape
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (h + 2) - 2, columns * (w + 2) - 2, 3), 255, np.uint8)
+    for i, image in enumerate(images.expand(n, 3, h, w).permute(0, 2, 3, 1).numpy()):
+        y, x = i // columns * (h + 2), i % columns * (w + 2)
+        canvas[y : y + h, x : x + w] = image
+    return Image.fromarray(canvas)
+
+
+def save_picture(picture, path):
+    """Write a PIL picture as PNG, atomically, making the folder if needed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda p: picture.save(p, format="PNG"))
+
+
+# ----------------------------------------------------------------------------------------------- command line
+
+
+def print_stats(data):
+    """Counts, balance and channel statistics of one split, on standard output."""
+    n, c, h, w = data.images.shape
+    print(f"{data.name}: {n} images, {c} channel{'s' * (c > 1)}, {h}x{w}, {data.note}; fingerprint {data.fingerprint}")
+    values = torch.stack([torch.stack([p.float().mean((0, 2, 3)), p.float().square().mean((0, 2, 3))]) * len(p)
+                          for p in data.images.split(1024)]).double().sum(0) / n  # fmt: skip
+    mean, std = values[0] / 255, (values[1] - values[0].square()).clamp(min=0).sqrt() / 255
+    print("channel means " + " ".join(f"{v:.4f}" for v in mean) + ", deviations " + " ".join(f"{v:.4f}" for v in std))
+    if data.labels is None:
+        print("no labels")
+        return
+    counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist()
+    for name, count in zip(data.classes, counts, strict=True):
+        print(f"  {name:24s} {count:7d}  {100 * count / n:5.1f} %")
+    print(f"balance: the largest class has {max(counts) / max(min(counts), 1):.2f} times the images of the smallest")
+
+
+def main(args):
+    if args.data is None:
+        for name, about in KNOWN.items():
+            sizes = sorted(int(p.stem.rsplit("-", 1)[1]) for p in DATA.glob(f"{name}-*.json"))
+            print(f"{name:14s} {about}" + "".join(f" [prepared at {s}]" for s in sizes))
+        print("or give a folder, a zip or an .npz of your own images")
+        return
+    data = load(args.data, args.size, args.split)
+    if args.show:
+        pick = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))[:64]
+        save_picture(grid(data.images[pick]), args.show)
+        print(f"wrote {args.show}")
+    if args.stats or not args.show:
+        print_stats(data)
+
+
+if __name__ == "__main__":
+    try:
+        main(ARGS)
+    except (InputError, OSError) as problem:
+        print(f"datasets.py: error: {problem}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,570 @@
+"""metrics.py: how far are generated images from real ones? FID, KID, and a check for collapse.
+
+FID   Frechet distance between two sets of images, each summed up by the mean and covariance of its Inception features.
+      Low is good. Heusel et al. 2017, arxiv.org/abs/1706.08500
+KID   squared kernel distance between the same features. Unbiased: its expectation does not depend on the number of
+      images, and it may come out below zero. Low is good. Binkowski et al. 2018, arxiv.org/abs/1801.01401
+collapse   how many pairs of generated images are nearly the same picture, beside the same count for real images.
+
+Which FID is this? A number called FID means nothing without four things, so every value here carries them in words:
+  - The features. "FID" and "KID" are the standard: pytorch-fid's 2048 features, with its weights. The same network can
+    be read earlier; FID-768 (an official option of pytorch-fid) has another scale and compares only with FID-768.
+  - The number of images. FID falls as the number grows: compare 1,000 images with 1,000, never with 50,000.
+  - The real images: which set, which part of it. `--floor` compares other real images with them, which is what a
+    perfect generator would get.
+  - The way from pixels to features: bytes, resized to 299x299 as pytorch-fid does (bilinear, not antialiased).
+
+    python metrics.py cats64 runs/dcgan-cats64-1                   # a run (or a .pt) against a data set
+    python metrics.py photos.zip generated/ --dims 768 --floor     # two folders, zips or .npz files
+    python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
+
+The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything; `features`, `fid`,
+`kid` and `collapse` are the parts.
+"""
+
+import argparse
+import sys
+
+DIMS = (64, 192, 768, 2048)  # where the network can be read
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="metrics.py",
+        description="FID, KID and collapse of generated images against real ones.",
+        epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory.",
+        allow_abbrev=False,
+    )
+    parser.error = lambda message: parser.exit(2, f"metrics.py: error: {message} (see --help)\n")  # one line
+    add = parser.add_argument
+    add("real", metavar="REAL", help="the reference side; of a data set with a test split, that split")
+    add("fake", metavar="FAKE", help="the generated side")
+    add("--eval-images", type=int, default=1000, metavar="N", help="images on each side (default 1000)")
+    add("--dims", type=int, nargs="+", choices=DIMS, metavar="D", help="features: 64 192 768 2048 (default 768 2048)")
+    add("--weights", metavar="FILE", help="Inception weights (default: torch hub's folder, downloaded if need be)")
+    add("--size", type=int, metavar="N", help="side in pixels (default: the model's, or 64 if neither side is a model)")
+    add("--seed", type=int, default=0, help="for the choice of images, latents and KID's subsets (default 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default auto)")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (default fp32)")
+    add("--floor", action="store_true", help="also compare as many other real images with the real ones")
+    add("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    if args.eval_images < 2:
+        parser.error("--eval-images must be at least 2")
+    if args.size is not None and args.size < 8:
+        parser.error("--size must be at least 8")
+    return args
+
+
+if __name__ == "__main__":  # before the slow imports, so that --help and typing errors answer at once
+    ARGS = parse_args()
+
+import functools
+import hashlib
+import importlib
+import json
+import socket
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import inception as tv
+from tqdm import tqdm
+
+try:
+    import datasets
+    from datasets import InputError, pick_device, short
+except ImportError as problem:
+    sys.exit(print(f"metrics.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+
+# ---------------------------------------------------------------------------------------------- Inception's weights
+
+OFFICIAL = "pt_inception-2015-12-05-6726825d.pth"  # its sha256 begins with 6726825d
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{OFFICIAL}"
+
+
+class MissingWeights(InputError):
+    """The Inception weights are absent, broken, or stop before the layers that are needed."""
+
+
+class Weights(NamedTuple):
+    state: dict  # state dict, in the key names of torchvision's (and pytorch-fid's) Inception-v3
+    name: str  # the file and the beginning of its sha256, for protocol lines
+
+
+def official_path():
+    return Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL
+
+
+def by_hand():
+    return f"get {URL} and put it at {official_path()}, or name it with --weights"
+
+
+@functools.cache  # without a network, the first attempt of a run is the only one
+def download():
+    """Fetch the official file into torch hub's folder. Returns "" or, in one line, why it failed."""
+    old = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # a firewall that swallows packets must not hang a training run
+    try:
+        official_path().parent.mkdir(parents=True, exist_ok=True)
+        print(f"metrics.py: downloading {OFFICIAL} (91 MB)", file=sys.stderr)
+        torch.hub.download_url_to_file(URL, str(official_path()), "6726825d", progress=sys.stderr.isatty())
+        return ""
+    except Exception as error:  # URLError, HTTPError, timeout, full disk, wrong hash: to the user, all the same
+        return short(error)
+    finally:
+        socket.setdefaulttimeout(old)
+
+
+def load_weights(path=None):
+    """Weights from `path`, or the official ones from torch hub's folder, downloaded if they are not there.
+    Raises MissingWeights (one line) if there is no file, or if it is damaged or of another network."""
+    if path is None and not official_path().exists() and (why := download()):
+        raise MissingWeights(f"could not download the Inception weights ({why}): {by_hand()}")
+    path = Path(path or official_path())
+    if not path.is_file():
+        raise MissingWeights(f"no Inception weights '{path}': {by_hand()}")
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        if path.name == OFFICIAL and digest != "6726825d":
+            raise ValueError("wrong sha256")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["Conv2d_1a_3x3.conv.weight"].shape != (32, 3, 3, 3):
+            raise ValueError("another network's first layer")
+    except Exception as error:  # torch.load has many ways to fail on a file that is not its own
+        raise MissingWeights(f"'{path}' is damaged or no FID Inception ({short(error)}): {by_hand()}") from None
+    return Weights(state, f"{path.name}, sha256 {digest}")
+
+
+# ---------------------------------------------------------------------------------------------- Inception's features
+#
+# FID's network is not torchvision's Inception: it is Google's of December 2015, ported to PyTorch by pytorch-fid. The
+# layers are the same but for the pools inside the blocks, in which TensorFlow does not count the padding, and for the
+# last block, which takes a maximum where the paper has an average.
+
+average = functools.partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+maximum = functools.partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
+
+
+class InceptionA(tv.InceptionA):
+    def forward(self, x):
+        b5 = self.branch5x5_2(self.branch5x5_1(x))
+        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return torch.cat([self.branch1x1(x), b5, b3, self.branch_pool(average(x))], 1)
+
+
+class InceptionC(tv.InceptionC):
+    def forward(self, x):
+        b7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        b77 = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        b77 = self.branch7x7dbl_5(self.branch7x7dbl_4(b77))
+        return torch.cat([self.branch1x1(x), b7, b77, self.branch_pool(average(x))], 1)
+
+
+class InceptionE(tv.InceptionE):
+    pool = staticmethod(average)
+
+    def forward(self, x):
+        b3 = self.branch3x3_1(x)
+        b33 = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        b3 = [self.branch3x3_2a(b3), self.branch3x3_2b(b3)]
+        b33 = [self.branch3x3dbl_3a(b33), self.branch3x3dbl_3b(b33)]
+        return torch.cat([self.branch1x1(x), *b3, *b33, self.branch_pool(self.pool(x))], 1)
+
+
+STAGES = {  # width of the features -> the layers between the previous features and these; what comes out of them
+    64: ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"],  # (N, 64, 73, 73)
+    192: ["Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"],  # (N, 192, 35, 35)
+    768: [f"Mixed_{name}" for name in "5b 5c 5d 6a 6b 6c 6d 6e".split()],  # (N, 768, 17, 17)
+    2048: ["Mixed_7a", "Mixed_7b", "Mixed_7c"],  # (N, 2048, 8, 8)
+}
+
+
+def require(weights, dim):
+    """Raise MissingWeights unless `weights` has every layer that features of width `dim` need."""
+    present = {key.split(".")[0] for key in weights.state}
+    for width, layers in STAGES.items():
+        lacking = [name for name in layers if name not in present and not name.startswith("maxpool")]
+        if width <= dim and lacking:
+            raise MissingWeights(f"{weights.name} lacks {lacking[0]}, which {dim}-d features need: {by_hand()}")
+
+
+def inception(deepest, weights):
+    """The stages of the network up to the features of width `deepest`, ready for inference: {width: nn.Sequential}."""
+    require(weights, deepest)
+    with torch.device("meta"):  # neither memory nor random weights: everything is loaded below
+        blocks = [tv.BasicConv2d, InceptionA, tv.InceptionB, InceptionC, tv.InceptionD, InceptionE, None]
+        options = dict(weights=None, num_classes=1008, aux_logits=False, init_weights=False, inception_blocks=blocks)
+        network = torchvision.models.inception_v3(**options).eval()
+    network.Mixed_7c.pool = maximum
+    stages = {}
+    for dim, names in STAGES.items():
+        if dim > deepest:
+            break
+        stage = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in names))
+        state = {key: value for key, value in weights.state.items() if key.split(".")[0] in names}
+        try:
+            stage.load_state_dict(state, assign=True)
+        except RuntimeError as error:  # a key or a shape that is not the FID Inception's
+            raise MissingWeights(f"{weights.name} is no FID Inception ({short(error)}): {by_hand()}") from None
+        for layer in stage.modules():
+            if isinstance(layer, tv.BasicConv2d):
+                # At inference BatchNorm is a fixed scale and shift of each channel: scale the filters instead.
+                layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
+        stages[dim] = stage.requires_grad_(False)
+    return stages
+
+
+def features(images, dims=(2048,), weights=None, device="cpu", precision="fp32", batch=32, words="features"):
+    """Inception features of images: uint8 (N, C, H, W), C = 1 or 3 -> {dim: float32 (N, dim) numpy array}.
+
+    Each is the mean over positions of what comes out of a stage. All `dims` are read in one pass.
+    weights: Weights, a path, or None for the official file. precision: "fp32", or "bf16" for the network alone.
+    Raises MissingWeights if the weights do not reach the largest of `dims`.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not dims:
+        raise InputError(f"features need uint8 images (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
+    weights = weights if isinstance(weights, Weights) else load_weights(weights)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    stages = inception(max(dims), weights)
+    for stage in stages.values():
+        stage.to(device, dtype, memory_format=torch.channels_last)
+    found = {dim: np.empty((len(images), dim), np.float32) for dim in dims}
+    # GPUs round fp32 convolutions to TF32 (10 bits) unless told not to; then fp32 would mean another thing there.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
+    with torch.inference_mode(), exact, tqdm(total=len(images), desc=words, unit="img", disable=None) as bar:
+        for start in range(0, len(images), batch):
+            x = images[start : start + batch].to(device).expand(-1, 3, -1, -1).float() / 255
+            # pytorch-fid's resize: neighbours only, in both directions, so a large image shrinks without antialiasing
+            x = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
+            x = x.to(dtype=dtype, memory_format=torch.channels_last)
+            for dim, stage in stages.items():
+                x = stage(x)
+                if dim in found:
+                    found[dim][start : start + batch] = x.float().mean((2, 3)).cpu().numpy()
+            bar.update(min(batch, len(images) - start))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------------------- FID
+
+
+def checked(real, fake):
+    """Two feature arrays (N, d) and (M, d) as numpy arrays, or InputError if no distance can be made of them."""
+    real, fake = np.asarray(real), np.asarray(fake)
+    if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
+        raise InputError(f"features must be (N, d) and (M, d) with the same d, not {real.shape} and {fake.shape}")
+    if min(len(real), len(fake)) < 2:
+        raise InputError(f"{len(real)} and {len(fake)} images: FID and KID need at least 2 on each side")
+    if not (np.isfinite(real).all() and np.isfinite(fake).all()):
+        raise InputError("features are not finite (NaN or infinity): are the weights damaged?")
+    return real, fake
+
+
+def fid(real, fake):
+    """Frechet distance between the Gaussians with the means and covariances (divisor N-1) of two sets of features.
+
+        |mean1 - mean2|^2 + trace(S1) + trace(S2) - 2 trace((S1 S2)^(1/2))        (Dowson and Landau 1982)
+
+    real, fake: (N, d) and (M, d), N, M >= 2. Returns a float >= 0, computed in float64.
+    """
+    real, fake = checked(real, fake)
+    mean1, mean2 = real.mean(0, dtype=np.float64), fake.mean(0, dtype=np.float64)
+    if min(len(real), len(fake)) < real.shape[1]:
+        # Fewer images than features: the covariances are singular, and need not be formed. With the centred
+        # features divided by sqrt(N-1) as rows of A and B, S1 = A'A and S2 = B'B. The eigenvalues of
+        # S1 S2 = A' (A B'B) are, but for zeros, those of (A B'B) A' = (A B')(A B')'. Their roots are the singular
+        # values of A B', an N x M matrix, and the trace is their sum: the nuclear norm. No root of a rounding error
+        # is taken, so this is exact where a matrix square root of the singular S1 S2 is wrong in the fourth digit.
+        a, b = (real - mean1) / np.sqrt(len(real) - 1), (fake - mean2) / np.sqrt(len(fake) - 1)
+        traces = np.square(a).sum() + np.square(b).sum()
+        root = scipy.linalg.svdvals(a @ b.T, check_finite=False).sum()
+    else:
+        s1, s2 = covariance(real, mean1), covariance(fake, mean2)
+        traces = np.trace(s1) + np.trace(s2)
+        root = root_trace(s1, s2)
+    return float(max(np.square(mean1 - mean2).sum() + traces - 2 * root, 0.0))  # below 0 by rounding alone
+
+
+def covariance(x, mean):
+    """(N, d) -> float64 (d, d), divisor N-1. Centred before it is squared, a piece at a time: memory is flat in N."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for start in range(0, len(x), 4096):
+        centred = x[start : start + 4096] - mean
+        total += centred.T @ centred
+    return total / (len(x) - 1)
+
+
+def root_trace(s1, s2):
+    """trace((S1 S2)^(1/2)) of two covariances, float64 (d, d).
+
+    S1 S2 is not symmetric, so eigvalsh of it would be wrong and a general square root is slow. With S1 = L L'
+    (Cholesky), S1 S2 = L (L' S2) has the eigenvalues of (L' S2) L, which is symmetric and not negative: the trace is
+    the sum of their roots. LAPACK does all of this in one call: "type 2" of the generalised symmetric problem is
+    S2 S1 v = w v. Cholesky fails if S1 is singular (a dead feature); then its root comes from its own eigenvectors.
+    """
+    try:
+        values = scipy.linalg.eigvalsh(s2, s1, type=2, driver="gv", check_finite=False)
+    except np.linalg.LinAlgError:
+        values, vectors = scipy.linalg.eigh(s1, check_finite=False)
+        root = vectors * np.sqrt(values.clip(0))  # root root' = S1
+        values = scipy.linalg.eigvalsh(root.T @ s2 @ root, check_finite=False)
+    return np.sqrt(values.clip(0)).sum()  # a rounding error below zero has no root
+
+
+# -------------------------------------------------------------------------------------------------------------- KID
+
+
+def kid(real, fake, subsets=100, subset_size=1000, seed=0):
+    """Kernel distance: the squared maximum mean discrepancy with the kernel k(x, y) = (x.y / d + 1)^3, unbiased.
+
+        mean of k(x, x') over x != x'  +  mean of k(y, y') over y != y'  -  2 mean of k(x, y)
+
+    It is taken on `subsets` pairs of random subsets of `subset_size` images (all, if there are fewer) without
+    replacement. Returns (mean, standard deviation) over them, not multiplied by 1,000 and not clamped at zero. If a
+    subset is all of both sides then they are all the same one: it is computed once, and the deviation is 0.
+    real, fake: (N, d) and (M, d), N, M >= 2.
+    """
+    real, fake = checked(real, fake)
+    rows, columns = draw_subsets(len(real), len(fake), subsets, subset_size, seed)
+    # Up to some thousand images it is cheaper to form the whole kernel once and to read every subset off it.
+    estimate = kid_gram if max(len(real), len(fake)) <= 5000 else kid_loop
+    values = estimate(real, fake, rows, columns)
+    return float(values.mean()), float(values.std())
+
+
+def draw_subsets(n, m, subsets, subset_size, seed):
+    """Row numbers of each subset: two int64 arrays (subsets, size), size = min(n, m, subset_size)."""
+    size = min(n, m, subset_size)
+    if n == m == size:
+        return np.arange(n)[None], np.arange(n)[None]
+    rng = np.random.default_rng(seed)
+    pairs = [(rng.permutation(n)[:size], rng.permutation(m)[:size]) for _ in range(subsets)]
+    return tuple(np.stack(side) for side in zip(*pairs, strict=True))
+
+
+def kernel(x, y):
+    k = x @ y.T
+    k /= x.shape[1]
+    k += 1
+    return k * k * k
+
+
+def kid_loop(real, fake, rows, columns):
+    """The estimate on each subset, by forming its three kernels. Returns float64 (subsets,)."""
+    values, m = [], rows.shape[1]
+    for i, j in zip(rows, columns, strict=True):
+        x, y = real[i].astype(np.float64), fake[j].astype(np.float64)
+        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+        within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
+        values.append(within / (m * (m - 1)) - 2 * xy.mean())
+    return np.array(values)
+
+
+def kid_gram(real, fake, rows, columns):
+    """The same from the kernels of all images: with a subset's indicator vectors a and b, its sum over k is a' k b."""
+    a, b, m = np.zeros((len(rows), len(real))), np.zeros((len(rows), len(fake))), rows.shape[1]
+    np.put_along_axis(a, rows, 1, 1)
+    np.put_along_axis(b, columns, 1, 1)
+    x, y = real.astype(np.float64), fake.astype(np.float64)
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    np.fill_diagonal(xx, 0)
+    np.fill_diagonal(yy, 0)
+    within = ((a @ xx) * a).sum(1) + ((b @ yy) * b).sum(1)
+    return within / (m * (m - 1)) - 2 * ((a @ xy) * b).sum(1) / (m * m)
+
+
+# --------------------------------------------------------------------------------------------------------- collapse
+
+
+def collapse(x, threshold=0.9):
+    """Count ordered pairs (i, j), i != j, with cosine similarity above `threshold`: returns (count, N (N-1)).
+
+    x: (N, ...). uint8 is taken as pixels and scaled to [-1, 1]; other types are taken as they are. Nothing is centred,
+    as in the reports: backgrounds alone make real images similar, so the count means something only beside theirs.
+    """
+    x = torch.as_tensor(x).flatten(1)
+
+    def unit(rows):
+        rows = rows.double() / 127.5 - 1 if rows.dtype == torch.uint8 else rows.double()
+        return F.normalize(rows, dim=1)  # a row of zeros stays zero: similar to nothing
+
+    count, pieces = 0, x.split(1024)  # float64 of two pieces at a time: memory is flat in N
+    for i, piece in enumerate(pieces):
+        left = unit(piece)
+        for j in range(i, len(pieces)):
+            close = left @ unit(pieces[j]).T > threshold
+            # above the diagonal of pieces each pair stands once, on it twice and with itself
+            count += int(close.sum() - close.diagonal().sum()) if i == j else 2 * int(close.sum())
+    return count, len(x) * (len(x) - 1)
+
+
+# ------------------------------------------------------------------------------------------------------ all of them
+
+_kept = {}  # features of real images: a run that is evaluated every few epochs extracts them once
+
+
+def kept_features(images, dims, weights, device, precision, words):
+    """features(), remembered for the four newest sets of images by their content."""
+    content = hashlib.sha256(images.contiguous().numpy()).hexdigest()
+    key = (content, tuple(images.shape), tuple(dims), weights.name, precision)
+    if key not in _kept:
+        _kept[key] = features(images, dims, weights, device, precision, words=words)
+        while len(_kept) > 4:
+            del _kept[next(iter(_kept))]
+    return _kept[key]
+
+
+def evaluate(
+    real, fake, floor=None, *, dims=(768, 2048), weights=None, device="cpu", precision="fp32", seed=0,
+    real_words="real images", fake_words="generated images",
+):  # fmt: skip
+    """Every metric of this file for two sets of images, uint8 (N, C, H, W) on the CPU.
+
+    floor: other real images, compared with `real` in the same way; give as many as there are in `fake`.
+    weights: path of the Inception weights, or None. seed: of KID's subsets.
+    real_words, fake_words: what the images are, for the protocol lines: "1000 <words>".
+
+    Returns a list of dicts of plain values, one for each metric:
+        name      "FID-768", "KID-768", "collapse (features 768)", ..., "collapse (pixels)"; 2048-d ones: "FID", "KID"
+        value     None where the weights do not reach a dim; then "reason" says why, and there is nothing else
+        real      the same for real images: FID and KID of `floor` (None without it), collapse of `real`
+        protocol  how it was measured, in words
+        std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how many). KID is not times 1,000.
+    """
+    for side, words in (real, real_words), (fake, fake_words), (floor, "floor images"):
+        if side is not None and len(side) < 2:
+            raise InputError(f"{len(side)} {words}: at least 2 are needed on each side")
+    reasons = {}
+    for dim in dims:
+        try:
+            weights = weights if isinstance(weights, Weights) else load_weights(weights)
+            require(weights, dim)
+        except MissingWeights as error:
+            reasons[dim] = str(error)
+    if usable := [dim for dim in dims if dim not in reasons]:
+        settings = (usable, weights, device, precision)
+        x, y = kept_features(real, *settings, "features, real"), features(fake, *settings, words="features, generated")
+        z = kept_features(floor, *settings, "features, floor") if floor is not None else None
+
+    sides = f"{len(fake)} {fake_words} against {len(real)} {real_words}"
+    beside = f"; beside it, {len(floor)} other real images against the same" if floor is not None else ""
+    size = min(len(real), len(fake), 1000)
+    subsets = f"100 subsets of {size}, seed {seed}" if max(len(real), len(fake)) > size else "one subset, all of them"
+    values = []
+
+    def add(name, value, real, protocol, **more):
+        values.append({"name": name, "value": value, "real": real, **more, "protocol": protocol})
+
+    def add_collapse(name, real, fake, protocol):
+        (value, pairs), (real, real_pairs) = collapse(fake), collapse(real)
+        protocol = f"ordered pairs with cosine similarity above 0.9, not centred, of {protocol}"
+        add(f"collapse ({name})", value, real, protocol, pairs=pairs, real_pairs=real_pairs)
+
+    for dim in dims:
+        tail = "" if dim == 2048 else f"-{dim}"
+        if dim in reasons:
+            values += [{"name": name + tail, "value": None, "reason": reasons[dim]} for name in ("FID", "KID")]
+            continue
+        how = (
+            f"{dim}-d FID Inception features ({weights.name}; {precision}), "
+            f"pixels resized to 299x299 bilinear, not antialiased; {sides}"
+        )
+        scale = f"; another scale than the usual 2048-d FID: compares with FID{tail} only" if tail else ""
+        floor_fid = fid(x[dim], z[dim]) if z else None
+        add(f"FID{tail}", fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}")
+        mean, std = kid(x[dim], y[dim], seed=seed)
+        real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
+        add(f"KID{tail}", mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
+        add_collapse(f"features {dim}", x[dim], y[dim], how)
+    add_collapse("pixels", real, fake, f"pixels in [-1, 1]; {sides}")
+    return values
+
+
+def table(values):
+    """What evaluate() returns, as text: a line for each value, real images beside it, the protocol below."""
+
+    def shown(value, std, pairs):
+        if pairs is not None:
+            return f"{value:,} of {pairs:,}"
+        return f"{value:.2f}" if std is None else f"{1e3 * value:.2f} +- {1e3 * std:.2f}"
+
+    lines = []
+    for v in values:
+        name = v["name"] + " x 10^3" * v["name"].startswith("KID")
+        if v["value"] is None:
+            lines.append(f"{name:24s}not measured: {v['reason']}")
+            continue
+        lines.append(f"{name:24s}{shown(v['value'], v.get('std'), v.get('pairs'))}")
+        if v["real"] is not None:
+            lines[-1] += f"    (real images: {shown(v['real'], v.get('real_std'), v.get('real_pairs'))})"
+        lines.append(f"    {v['protocol']}")
+    return "\n".join(lines)
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def open_model(text):
+    """The checkpoint that one side names (a .pt or a run directory), or None if that side is data."""
+    path = Path(text)
+    return datasets.read_checkpoint(path) if path.suffix == ".pt" or (path / "last.pt").exists() else None
+
+
+def side(text, model, n, size, split, seed, device):
+    """Up to n images of one side of the command line, uint8 (<= n, C, H, W), and what they are in words."""
+    if model:
+        name = model["script"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
+        try:
+            script = importlib.import_module(name)
+        except ModuleNotFoundError as problem:
+            raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
+        return script.generate(model, n, seed, device), f"images by {name}, {script.weights_used(model)}, seed {seed}"
+    data, part = datasets.load(text, size, split), split
+    if split == "test":
+        part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"
+        if not data.held_out and len(data.images) < n:
+            data = datasets.load(text, size, "all")
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))
+    return data.images[order[:n]], f"images of {data.name} ({part}; {data.note}; drawn with seed {seed})"
+
+
+def main(args):
+    device, n, seed = pick_device(args.device, args.precision)[0], args.eval_images, args.seed
+    if args.weights or args.dims:  # what is asked for by name must be there, and is missed before the long work
+        weights = load_weights(args.weights)
+        for dim in args.dims or []:
+            require(weights, dim)
+    models = [open_model(args.real), open_model(args.fake)]
+    sizes = [args.size] * bool(args.size) + [model["flags"]["size"] for model in reversed(models) if model] + [64]
+    size = sizes[0]
+    if any(other != size for other in sizes[:-1]):
+        raise InputError(f"--size or the two models disagree ({sizes[:-1]} pixels): a model makes one size only")
+    # The pool of real images is chosen for 2 n, with or without --floor, so that --floor does not change the others.
+    pool, real_words = side(args.real, models[0], 2 * n, size, "test", seed + bool(models[0]), device)
+    real, floor = pool[:n], pool[n:]
+    fake, fake_words = side(args.fake, models[1], n, size, "all", seed, device)
+    for name, images in (args.real, real), (args.fake, fake), ("the floor", floor if args.floor else pool):
+        if len(images) < n:
+            print(f"metrics.py: {name} has only {len(images)} of the {n} images asked for", file=sys.stderr)
+    values = evaluate(
+        real, fake, floor if args.floor else None, dims=args.dims or (768, 2048), weights=args.weights, device=device,
+        precision=args.precision, seed=seed, real_words=real_words, fake_words=fake_words,
+    )  # fmt: skip
+    result = {"real": args.real, "fake": args.fake, "size": size, "values": values}
+    print(json.dumps(result) if args.json else table(values))
+
+
+if __name__ == "__main__":
+    try:
+        main(ARGS)
+    except (InputError, OSError) as problem:
+        print(f"metrics.py: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
+        sys.exit(2)

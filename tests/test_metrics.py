@@ -1,0 +1,453 @@
+"""metrics.py against pytorch-fid, torch-fidelity, closed forms and brute force. Nothing here downloads anything."""
+
+import json
+import runpy
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+import datasets
+import metrics
+from datasets import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTIAL = ROOT.parent / "shared" / "weights" / "inception-2015-12-05-to-Mixed_6e.pth"
+needs_partial = pytest.mark.skipif(not PARTIAL.exists(), reason="the real Inception weights are not beside the project")
+
+
+@pytest.fixture(autouse=True)
+def no_download(monkeypatch, tmp_path):
+    """An empty torch hub folder and no network: the weights that a test needs, it names."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(metrics, "download", lambda: "no network in tests")
+    monkeypatch.setattr(datasets, "DATA", tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """pytorch-fid's own network with random weights: (network, state dict)."""
+    pytorch_fid = pytest.importorskip("pytorch_fid.inception")
+    torch.manual_seed(0)
+    source = pytorch_fid._inception_v3(num_classes=1008, aux_logits=False, weights=None)
+    for layer in source.modules():  # BatchNorm that does something, and keeps the signal alive through 94 layers
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.8, 1.2)
+            torch.nn.init.uniform_(layer.weight, 0.8, 1.2)
+            torch.nn.init.normal_(layer.bias, 0, 0.1)
+    state = source.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pytorch_fid, "load_state_dict_from_url", lambda *args, **kwargs: state)
+        return pytorch_fid.InceptionV3([0, 1, 2, 3]).eval(), state
+
+
+@pytest.fixture(scope="session")
+def random_weights(oracle, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    torch.save(oracle[1], path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_weights(oracle, tmp_path_factory):
+    """The first seven layers only: features of 64 and 192, which take a moment."""
+    names = metrics.STAGES[64] + metrics.STAGES[192]
+    path = tmp_path_factory.mktemp("weights") / "small.pth"
+    torch.save({key: value for key, value in oracle[1].items() if key.split(".")[0] in names}, path)
+    return path
+
+
+def images(n, size=20, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, channels, size, size), generator=generator).byte()
+
+
+def samples(n, d, seed=0, scale=1.0, shift=0.0):
+    """Correlated features whose covariance has eigenvalues over some orders of magnitude, as real ones do."""
+    mix = np.random.default_rng(99).standard_normal((d, d)) * np.exp(-np.arange(d) * 6 / d)
+    return np.random.default_rng(seed).standard_normal((n, d)) @ mix.T * scale + shift
+
+
+# -------------------------------------------------------------------------------------------------------- features
+
+
+@pytest.mark.parametrize("channels, size", [(3, 64), (1, 40), (3, 320)])
+def test_features_agree_with_pytorch_fid(oracle, random_weights, channels, size):
+    pixels = images(2, size, channels)
+    with torch.no_grad():
+        theirs = oracle[0](pixels.expand(-1, 3, -1, -1).float() / 255)
+    ours = metrics.features(pixels, metrics.DIMS, random_weights, batch=1)
+    for dim, reference in zip(metrics.DIMS, theirs, strict=True):
+        reference = reference.mean((2, 3)).numpy()
+        assert reference.std() > 1e-3  # the random network is alive this deep
+        assert ours[dim].shape == (2, dim) and ours[dim].dtype == np.float32
+        assert np.abs(ours[dim] - reference).max() < 1e-4 * np.abs(reference).max()
+
+
+@needs_partial
+def test_features_agree_with_pytorch_fid_on_the_real_weights(oracle):
+    state = {**oracle[1], **torch.load(PARTIAL, weights_only=True)}  # the layers after Mixed_6e stay random
+    inception = pytest.importorskip("pytorch_fid.inception")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *args, **kwargs: state)
+        network = inception.InceptionV3([2]).eval()
+    pixels = datasets.shapes(64, "test").images[:3]
+    with torch.no_grad():
+        theirs = network(pixels.float() / 255)[0].mean((2, 3)).numpy()
+    ours = metrics.features(pixels, (768,), PARTIAL)[768]
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def test_only_the_stages_that_are_asked_for(random_weights):
+    weights = metrics.load_weights(random_weights)
+    assert list(metrics.inception(192, weights)) == [64, 192]
+    several = metrics.features(images(3), (64, 192), weights)
+    alone = metrics.features(images(3), (64,), weights)
+    assert list(alone) == [64] and np.allclose(several[64], alone[64], atol=1e-5)
+
+
+def test_features_refuse_what_is_not_an_image(small_weights):
+    for wrong in images(2).float(), images(2)[0], images(2).repeat(1, 2, 1, 1):
+        with pytest.raises(InputError, match="uint8"):
+            metrics.features(wrong, (64,), small_weights)
+
+
+# --------------------------------------------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("content", ["text", "list", "half", "other"])
+def test_broken_weights_are_one_line(tmp_path, content, oracle):
+    path = tmp_path / "weights.pth"
+    key = "Conv2d_1a_3x3.conv.weight"
+    if content == "text":
+        path.write_text("<html>not found</html>", encoding="utf-8")
+    elif content == "half":
+        torch.save(oracle[1], path)
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        torch.save([1, 2] if content == "list" else {key: torch.zeros(64, 3, 7, 7)}, path)
+    with pytest.raises(metrics.MissingWeights) as error:
+        metrics.load_weights(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_official_name_with_another_content_is_refused(tmp_path, small_weights):
+    path = tmp_path / metrics.OFFICIAL
+    path.write_bytes(small_weights.read_bytes())
+    with pytest.raises(metrics.MissingWeights, match="wrong sha256"):
+        metrics.load_weights(path)
+
+
+def test_absent_weights_say_where_to_get_and_put_them(tmp_path):
+    for path in None, tmp_path / "nothing.pth":
+        with pytest.raises(metrics.MissingWeights) as error:
+            metrics.load_weights(path)
+        assert metrics.URL in str(error.value) and str(tmp_path / "hub") in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_partial_weights_serve_what_they_cover(small_weights):
+    weights = metrics.load_weights(small_weights)
+    metrics.require(weights, 192)
+    with pytest.raises(metrics.MissingWeights, match="lacks Mixed_5b, which 2048-d features need"):
+        metrics.features(images(2), (2048,), weights)
+
+
+# ------------------------------------------------------------------------------------------------------------- FID
+
+
+def svd_reference(x, y):
+    """FID by another way: the singular values of S1^(1/2) S2^(1/2), each root from an eigendecomposition."""
+    roots = []
+    for side in x, y:
+        values, vectors = np.linalg.eigh(np.cov(side, rowvar=False))
+        roots.append(vectors * np.sqrt(values.clip(0)) @ vectors.T)
+    trace = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    return np.sum((x.mean(0) - y.mean(0)) ** 2) + sum(np.sum(r * r) for r in roots) - 2 * trace
+
+
+def test_fid_agrees_with_pytorch_fid(monkeypatch):
+    score = pytest.importorskip("pytorch_fid.fid_score")
+    # SciPy 1.18 drops sqrtm's `disp`, which pytorch-fid passes to get a second result that it throws away.
+    monkeypatch.setattr(score, "linalg", types.SimpleNamespace(sqrtm=lambda a, disp: (scipy.linalg.sqrtm(a), None)))
+    x, y = samples(2000, 64), samples(1500, 64, seed=1, scale=1.2, shift=0.1)
+    theirs = score.calculate_frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert metrics.fid(x, y) == pytest.approx(theirs, rel=1e-6)
+
+
+@pytest.mark.parametrize("n, m", [(50, 50), (50, 30), (63, 200), (200, 20), (64, 64), (300, 65), (2, 2)])
+def test_fid_agrees_with_the_svd_reference(n, m):
+    x, y = samples(n, 64), samples(m, 64, seed=1, scale=1.3, shift=0.2)
+    assert metrics.fid(x, y) == pytest.approx(svd_reference(x, y), rel=1e-6)
+
+
+def exactly(n, mean, deviation):
+    """n points with exactly this mean and this diagonal covariance."""
+    noise = np.random.default_rng(0).standard_normal((n, len(mean)))
+    noise, _ = np.linalg.qr(noise - noise.mean(0))
+    return noise * np.sqrt(n - 1) * deviation + mean
+
+
+@pytest.mark.parametrize("n", [9, 20])  # fewer and more images than features
+def test_fid_closed_form(n):
+    """For commuting covariances it is |mean1 - mean2|^2 + |deviation1 - deviation2|^2."""
+    a, b = np.array([1, 2, 3, 0.5, 0, 0, 0, 0, 0, 0]), np.array([2, 2, 1, 3, 0, 0, 0, 0, 0, 0])
+    if n > 10:
+        a, b = a + 0.1, b + 0.2
+    x = exactly(n, np.arange(10.0)[: 4 if n < 10 else 10], a[: 4 if n < 10 else 10])
+    y = exactly(n + 3, np.ones(10)[: 4 if n < 10 else 10], b[: 4 if n < 10 else 10])
+    if n < 10:  # four directions with variance in a space of ten
+        x, y = np.pad(x, ((0, 0), (0, 6))), np.pad(y, ((0, 0), (0, 6)))
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum((a - b) ** 2)
+    assert metrics.fid(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("n", [40, 500])
+def test_fid_identical_and_swapped(n):
+    x, y = samples(n, 64), samples(n, 64, seed=1, scale=1.1)
+    assert 0 <= metrics.fid(x, x) < 1e-9 * np.trace(np.cov(x, rowvar=False))
+    assert metrics.fid(x, y) == pytest.approx(metrics.fid(y, x), rel=1e-10)
+    assert metrics.fid(x, x[::-1]) < 1e-9 * np.trace(np.cov(x, rowvar=False))
+
+
+def test_fid_where_cholesky_fails():
+    x, y = samples(300, 32), samples(300, 32, seed=1, shift=0.3)
+    x[:, 5] = 0  # a dead feature: a covariance with a row of zeros
+    with pytest.raises(np.linalg.LinAlgError):
+        scipy.linalg.cholesky(np.cov(x, rowvar=False))
+    for one, other in (x, y), (y, x):
+        assert metrics.fid(one, other) == pytest.approx(svd_reference(x, y), rel=1e-6)
+    y[:, 5] = 0
+    assert metrics.fid(x, y) == pytest.approx(metrics.fid(np.delete(x, 5, 1), np.delete(y, 5, 1)), rel=1e-6)
+
+
+def test_covariance_in_pieces():
+    x = samples(9000, 5).astype(np.float32)
+    mean = x.mean(0, dtype=np.float64)
+    assert np.allclose(metrics.covariance(x, mean), np.cov(x, rowvar=False, dtype=np.float64), rtol=1e-12)
+
+
+@pytest.mark.parametrize("distance", [metrics.fid, metrics.kid])
+def test_distances_refuse_bad_features(distance):
+    good, broken = samples(10, 4), samples(10, 4)
+    broken[3, 2] = np.nan
+    for wrong, message in (good[:1], "at least 2"), (good[:, :3], "same d"), (broken, "not finite"):
+        for pair in (good, wrong), (wrong, good):
+            with pytest.raises(InputError, match=message):
+                distance(*pair)
+
+
+# ------------------------------------------------------------------------------------------------------------- KID
+
+
+def brute_force_kid(x, y):
+    def k(a, b):
+        return (float(np.dot(a, b)) / len(a) + 1) ** 3
+
+    within = np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+    within += np.mean([k(y[i], y[j]) for i in range(len(y)) for j in range(len(y)) if i != j])
+    return within - 2 * np.mean([k(a, b) for a in x for b in y])
+
+
+def test_kid_agrees_with_brute_force():
+    x, y = samples(30, 6), samples(30, 6, seed=1, shift=0.3)
+    mean, std = metrics.kid(x, y)
+    assert mean == pytest.approx(brute_force_kid(x, y), rel=1e-12) and std == 0
+    mean, std = metrics.kid(x, y[:20], subsets=5, seed=3)
+    rows, columns = metrics.draw_subsets(30, 20, 5, 1000, 3)
+    expected = [brute_force_kid(x[i], y[j]) for i, j in zip(rows, columns, strict=True)]
+    assert rows.shape == (5, 20) and all(len(set(row)) == 20 for row in rows)
+    assert mean == pytest.approx(np.mean(expected), rel=1e-12) and std == pytest.approx(np.std(expected), rel=1e-9)
+
+
+def test_kid_agrees_with_torch_fidelity():
+    theirs = pytest.importorskip("torch_fidelity.metric_kid")
+    x, y = samples(400, 32), samples(300, 32, seed=1, shift=0.1)
+    rows, columns = metrics.draw_subsets(400, 300, 20, 100, 0)
+    options = dict(kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1)
+    values = [theirs.kernel_mmd(x[i], y[j], **options) for i, j in zip(rows, columns, strict=True)]
+    ours = metrics.kid(x, y, subsets=20, subset_size=100, seed=0)
+    assert ours == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
+
+
+def test_kid_both_ways_agree():
+    x, y = samples(90, 16).astype(np.float32), samples(70, 16, seed=1).astype(np.float32)
+    subsets = metrics.draw_subsets(90, 70, 12, 40, 0)
+    one, other = metrics.kid_gram(x, y, *subsets), metrics.kid_loop(x, y, *subsets)
+    assert one.shape == (12,) and np.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_kid_is_not_clamped_and_is_seeded():
+    x, y = samples(300, 8), samples(300, 8, seed=1)
+    values = [metrics.kid(x, y, subset_size=20, subsets=1, seed=seed)[0] for seed in range(20)]
+    assert min(values) < 0 < max(values)
+    assert metrics.kid(x, y, subset_size=20, seed=1) == metrics.kid(x, y, subset_size=20, seed=1)
+
+
+# -------------------------------------------------------------------------------------------------------- collapse
+
+
+@pytest.mark.parametrize("kind", ["pixels", "features"])
+def test_collapse_agrees_with_brute_force(kind):
+    pixels = images(30, 6)
+    pixels[10:18] = pixels[0]
+    pixels[12:20, :, 0] = 0
+    pixels[20:25], pixels[25:] = 90, 160  # alike in [0, 1], opposite in [-1, 1]
+    x = pixels if kind == "pixels" else samples(30, 3) + 1
+    rows = (pixels.double().flatten(1) / 127.5 - 1).numpy() if kind == "pixels" else x
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = sum(rows[i] @ rows[j] > 0.9 for i in range(30) for j in range(30) if i != j)
+    assert 0 < expected < 30 * 29
+    assert metrics.collapse(x) == (expected, 30 * 29)
+
+
+def test_collapse_over_several_pieces():
+    x = np.random.default_rng(0).standard_normal((2500, 3)).astype(np.float32)
+    rows = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    assert metrics.collapse(x)[0] == (rows @ rows.T > 0.9).sum() - 2500
+    assert metrics.collapse(np.zeros((4, 3))) == (0, 12)  # no direction: similar to nothing
+    assert metrics.collapse(np.ones((4, 3))) == (12, 12)
+
+
+# -------------------------------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate(small_weights, monkeypatch):
+    metrics._kept.clear()
+    real, floor, fake = images(12), images(12, seed=1), images(10, seed=2) // 2
+    values = metrics.evaluate(real, fake, floor, dims=(64, 192), weights=small_weights, fake_words="dark images")
+    by_name = {value["name"]: value for value in values}
+    assert list(by_name) == [
+        "FID-64", "KID-64", "collapse (features 64)", "FID-192", "KID-192", "collapse (features 192)",
+        "collapse (pixels)",
+    ]  # fmt: skip
+    x, y, z = (metrics.features(side, (64,), small_weights)[64] for side in (real, fake, floor))
+    assert by_name["FID-64"]["value"] == pytest.approx(metrics.fid(x, y), rel=1e-3)
+    assert by_name["FID-64"]["real"] == pytest.approx(metrics.fid(x, z), rel=1e-3)
+    assert by_name["FID-64"]["value"] > by_name["FID-64"]["real"]
+    assert by_name["collapse (pixels)"]["pairs"] == 90 and by_name["collapse (pixels)"]["real_pairs"] == 132
+    assert "subsets of 10" in by_name["KID-64"]["protocol"]
+    for value in values:
+        assert "10 dark images against 12 real images" in value["protocol"] and value["protocol"].isascii()
+    json.dumps(values)  # plain values only
+    assert metrics.table(values).isascii() and "FID-64" in metrics.table(values)
+
+    calls, extract = [], metrics.features
+    monkeypatch.setattr(metrics, "features", lambda *args, **kwargs: calls.append(args[0]) or extract(*args, **kwargs))
+    again = metrics.evaluate(real, fake, floor, dims=(64, 192), weights=small_weights, fake_words="dark images")
+    assert len(calls) == 1 and calls[0] is fake  # the real sides were remembered
+    assert again == values
+
+
+def test_evaluate_goes_on_without_weights(small_weights):
+    for weights, lost in (small_weights, 2), (None, 4):
+        values = metrics.evaluate(images(8), images(8, seed=1), dims=(64, 2048), weights=weights)
+        missing = [value for value in values if value["value"] is None]
+        assert len(missing) == lost and all("\n" not in value["reason"] for value in missing)
+        assert values[-1]["name"] == "collapse (pixels)" and values[-1]["value"] == 0
+        assert "FID                     not measured: " in metrics.table(values)
+    with pytest.raises(InputError, match="1 generated images: at least 2"):
+        metrics.evaluate(images(8), images(1))
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+def run(*arguments):
+    metrics.main(metrics.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    for name, seed in ("real", 0), ("fake", 1):
+        np.savez(tmp_path / f"{name}.npz", images=images(20, 16, seed=seed).permute(0, 2, 3, 1).numpy())
+    return tmp_path / "real.npz", tmp_path / "fake.npz"
+
+
+def test_command_line(two_sets, small_weights, capsys):
+    run(*two_sets, "--eval-images", 8, "--dims", 64, "--weights", small_weights, "--size", 16, "--floor", "--json")
+    out, _ = capsys.readouterr()
+    result = json.loads(out)
+    assert result["size"] == 16 and [v["name"] for v in result["values"]][:2] == ["FID-64", "KID-64"]
+    assert all(v["value"] is not None and v["real"] is not None for v in result["values"])
+    assert (
+        "8 images of fake" in result["values"][0]["protocol"] and "8 images of real" in result["values"][0]["protocol"]
+    )
+    run(*two_sets, "--eval-images", 30, "--weights", small_weights, "--size", 16)  # neither 768 nor 2048 can be read
+    out, err = capsys.readouterr()
+    assert out.count("not measured") == 4 and "collapse (pixels)" in out
+    assert "has only 20 of the 30 images" in err
+
+
+def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, monkeypatch):
+    model = types.ModuleType("dcgan")
+    model.generate = lambda checkpoint, n, seed, device: images(n, 16, seed=seed + 5)
+    model.weights_used = lambda checkpoint: "plain weights, step 7"
+    monkeypatch.setitem(sys.modules, "dcgan", model)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16}, "step": 7}, folder / "last.pt")
+    options = ["--eval-images", 6, "--dims", 64, "--weights", small_weights]
+    for fake in folder, folder / "last.pt":
+        run(two_sets[0], fake, *options)
+        assert "6 images by dcgan, plain weights, step 7" in capsys.readouterr().out
+    run(folder, folder, *options, "--json")  # two different samples of the same model
+    assert json.loads(capsys.readouterr().out)["values"][0]["value"] > 0
+    with pytest.raises(InputError, match="disagree"):
+        run(two_sets[0], folder, *options, "--size", 32)
+    torch.save({"script": "os", "format": 1}, folder / "last.pt")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        run(two_sets[0], folder, *options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["shapes"],
+        ["shapes", "shapes", "--eval-images", "1"],
+        ["shapes", "shapes", "--eval-images", "many"],
+        ["shapes", "shapes", "--dims", "100"],
+        ["shapes", "shapes", "--dim", "64"],
+        ["shapes", "shapes", "--size", "2"],
+        ["shapes", "shapes", "--precision", "fp16"],
+        ["shapes", "no-such-folder"],
+        ["no-such-set", "shapes"],
+        ["shapes", "none.pt"],
+        ["shapes", "shapes", "--device", "toaster"],
+        ["shapes", "shapes", "--device", "cuda:99"],
+        ["shapes", "shapes", "--weights", "none.pth"],
+        ["shapes", "shapes", "--dims", "2048"],
+    ],
+)
+def test_bad_input_is_one_line(arguments, capsys, monkeypatch, tmp_path):
+    """The file run as a program, in this process: exit code 2, one line on stderr, nothing on stdout."""
+    monkeypatch.setattr(sys, "argv", ["metrics.py", *arguments])
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(ROOT / "metrics.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if "downloading" not in line]
+    assert leaving.value.code == 2 and out == ""
+    assert len(errors) == 1 and errors[0].startswith("metrics.py: error: ")
+
+
+def test_help_needs_no_torch(monkeypatch, capsys):
+    """--help must not wait for the imports: they fail here, and are never reached."""
+    monkeypatch.setattr(sys, "argv", ["metrics.py", "--help"])
+    for name in "numpy", "scipy", "scipy.linalg", "torch", "torchvision", "tqdm", "datasets":
+        monkeypatch.setitem(sys.modules, name, None)
+    start = time.perf_counter()
+    with pytest.raises(SystemExit) as leaving:
+        runpy.run_path(str(ROOT / "metrics.py"), run_name="__main__")
+    assert leaving.value.code == 0 and time.perf_counter() - start < 0.3
+    assert "--eval-images" in capsys.readouterr().out
