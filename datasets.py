@@ -39,15 +39,11 @@ BY_HAND = {
 }
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints the whole usage before an error; here an error is one line and exit code 2."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
 def parse_args(argv=None):
-    parser = OneLineParser(prog="datasets.py", description="Prepare, show and count a data set.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="datasets.py", description="Prepare, show and count a data set.", allow_abbrev=False
+    )
+    parser.error = lambda message: parser.exit(2, f"datasets.py: error: {message} (see --help)\n")  # one line
     parser.add_argument("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
     parser.add_argument("--size", type=int, default=64, metavar="N", help="side in pixels (default 64)")
     parser.add_argument("--split", choices=["train", "test", "all"], default="train", help="default: train")
@@ -152,6 +148,19 @@ def load(name_or_path, size, split="train"):
         images, labels = images[rows], labels[rows] if labels is not None else None
     name = path.stem if name_or_path not in KNOWN else name_or_path
     return Images(images, labels, info["classes"], name, info["fingerprint"], info["split"] is not None, info["note"])
+
+
+def default_size(name_or_path):
+    """A fitting side for --size: 32 where the images are no larger than that (28x28 ones are padded), else 64."""
+    if str(name_or_path) in KNOWN:
+        return 32 if str(name_or_path) in ("shapes", "mnist", "fashion-mnist", "cifar10") else 64
+    if not Path(name_or_path).exists():
+        return 64  # load() will say what is wrong
+    source = path_source(Path(name_or_path))[2]()
+    try:
+        return 32 if min(source.read(0).size) <= 32 else 64
+    except Exception:  # the first image is damaged: preparation will skip it and say so
+        return 64
 
 
 def shapes(size, split="train"):
@@ -678,12 +687,14 @@ def write_checkpoint(checkpoint, path):
 
 
 def pick_device(name="auto", precision="auto"):
-    """--device and --precision -> (torch.device, "fp32" or "bf16"). auto: bf16 only where the hardware computes in it."""
+    """--device and --precision -> (torch.device, "fp32" or "bf16"). auto: bf16 where the hardware computes in it."""
     asked = name
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):  # torch has many ways to say so
         raise InputError(f"no device '{asked}' here: use --device auto, cpu, cuda, cuda:1 or mps") from None

@@ -40,17 +40,18 @@ PRESETS = {
     ),
     "cats": dict(  # R2a. z and f are not stated there: 100 and 64 as in the paper
         data="cats64", size=64, width=64, latent_dim=100, batch=128, epochs=50, lr=2e-4,
-        report=dict(id="R2a", fid=132.7, collapse=2412, images=1000, protocol="after 50 epochs of 29,843 images"),
+        report={"FID": 132.7, "collapse (pixels)": 2412, "protocol": "R2: 50 epochs of 29,843 cat faces; 1,000 real "
+                "against 1,000 generated images, 2048-d Inception features; pairs of 1,000 samples with cosine above 0.9"},
     ),
     "cats-100k": dict(  # R1a: 100 epochs of 1,000 steps; the decay is per step (per epoch it would do nothing)
         data="cats64", size=64, width=64, latent_dim=100, batch=128, steps=100_000, lr=2e-4, lr_decay=0.9999977,
         sample_every=1000, save_every=5000,
-        report=dict(id="R1a", images=1000, protocol="curves only: the report prints no final number"),
+        report={"protocol": "R1: 100,000 steps, about 15,000 cat faces; FID and SSIM as curves, no final number"},
     ),
     "food-noise": dict(  # R3f, our reading: the report gives no architecture and stopped the run for its cost
         data="food64", size=64, width=64, latent_dim=100, batch=64, steps=200_000, lr=2e-4, noise=0.1,
         noise_steps=100_000, sample_every=2000, save_every=5000,
-        report=dict(id="R3f", images=2020, protocol="no number: the run was abandoned"),
+        report={"protocol": "R3: plain GAN with decaying noise, abandoned for its cost; no number"},
     ),
 }  # fmt: skip
 
@@ -78,7 +79,7 @@ FLAGS = {  # flag: (default, type or choices, help); None as a default is explai
     "epochs": (50, number(int, 1), "length in passes over the data"),
     "steps": (None, number(int, 1), "length in generator updates; wins over --epochs"),
     "batch": (128, number(int, 2), "images in one update"),
-    "size": (64, [16, 32, 64, 128, 256], "side of the pictures in pixels"),
+    "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
     "width": (64, number(int, 1), "base channel count, f in the drawing"),
     "latent_dim": (100, number(int, 1), "length of z"),
     "seed": (0, number(int, 0), "of weights, latents and data order"),
@@ -140,10 +141,8 @@ def parse_args(argv=None):
         preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
     args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
     args.explicit = sorted(given)
-    if (args.generate or args.interpolate) and not args.load:
-        parser.error("--generate and --interpolate need --load CHECKPOINT")
-    if args.load and bool(args.generate) == bool(args.interpolate):
-        parser.error("--load needs --generate N or --interpolate N")
+    if bool(args.load) != bool(args.generate or args.interpolate) or args.generate and args.interpolate:
+        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N")
     if args.resume is not None and args.out:
         parser.error("--resume goes on in its own directory: leave out --out")
     return args
@@ -171,8 +170,8 @@ from torch import nn
 from tqdm import tqdm
 
 try:
-    from datasets import Batches, InputError, grid, load, locked, pick_device, save_picture, to_uint8, write_atomic
-    from datasets import read_checkpoint, short, write_checkpoint
+    from datasets import Batches, InputError, default_size, grid, load, locked, pick_device, read_checkpoint
+    from datasets import save_picture, short, to_uint8, write_atomic, write_checkpoint  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -409,9 +408,9 @@ class Log:
                     row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step
                 ]
         self.columns = columns + [c for c in (old[0] if old else []) if c and c not in columns]
-        text = io.StringIO()
-        csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n").writeheader()
-        csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n").writerows(old)
+        writer = csv.DictWriter(text := io.StringIO(), self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(old)
         write_atomic(path, lambda p: Path(p).write_text(text.getvalue(), encoding="utf-8"))
         self.path = path
 
@@ -435,15 +434,32 @@ def beside(name):
         return None
 
 
-def final_evaluation(args, checkpoint, halves, run, device):
+def reference_halves(args):
+    """Two disjoint sets of real images: one chooses best.pt, the other gives the final numbers (and so a fair result).
+
+    They are the halves of the held-out split, or where the data have none of a fixed random part of the training set.
+    """
+    pool = load(args.data, args.size, "test")
+    order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(0))
+    words = "held-out images" if pool.held_out else "training images (the data have no held-out split)"
+    return [pool.images[order[i::2][: args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
+
+
+def final_evaluation(args, checkpoint, run, device):
     """At the end of a preset: the report's metrics under its protocol, ours beside theirs; kept in metrics.json."""
     if (metrics := beside("metrics")) is None:
         return
     report = PRESETS[args.preset]["report"]
-    fake = generate(checkpoint, args.eval_images, args.seed + 1, device)
-    values = metrics.evaluate(halves[1], fake, floor=halves[0], dims=args.dims, weights=args.weights, device=device)
-    write_atomic(run / "metrics.json", lambda p: Path(p).write_text(json.dumps(values, indent=1), encoding="utf-8"))
-    print(f"\n{report['id']} {report['protocol']}; ours: {weights_used(checkpoint)}, {len(fake)} pictures")
+    (other, real), words = reference_halves(args)
+    fake = generate(checkpoint, args.eval_images, args.seed + 2, device)
+    values = metrics.evaluate(
+        real, fake, floor=other, dims=args.dims, weights=args.weights, device=device, real_words=words,
+        fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
+    )  # fmt: skip
+    result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
+    write_atomic(run / "metrics.json", lambda p: Path(p).write_text(json.dumps(result, indent=1), encoding="utf-8"))
+    print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
+    print(metrics.table(values, report))
 
 
 def finish(args, checkpoint, run, device):
@@ -453,7 +469,7 @@ def finish(args, checkpoint, run, device):
             print(f"wrote {path}")
     if "report" in PRESETS.get(args.preset, {}) and args.eval_images:
         final_evaluation(args, checkpoint, run, device)
-    print(f"try next: python {SCRIPT}.py --load {run} --generate 64 --to grid.png")
+    print(f"\ntry next: python {SCRIPT}.py --load {run} --generate 64 --to grid.png")
     print(f"          python {SCRIPT}.py --resume {run} --steps {2 * checkpoint['step']}")
 
 
@@ -504,6 +520,7 @@ def main(args):
     if args.resume is not None:
         run, checkpoint, args = resumed(args)
     device, precision = pick_device(args.device, args.precision)
+    args.size = args.size or default_size(args.data)
     data = load(args.data, args.size)
     if checkpoint and data.fingerprint != checkpoint["data"]["fingerprint"]:
         raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
@@ -539,7 +556,10 @@ def main(args):
         discriminator.parameters(), args.lr_d or args.lr, betas=(0.5, 0.999), fused=device.type != "mps"
     )
     optimisers = {"generator": opt_g, "discriminator": opt_d}
+    shown = generator if average is None else average  # whose pictures are shown and measured
     fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
+
+    evaluated = torch.randn(args.eval_images, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -562,7 +582,7 @@ def main(args):
         "name": data.name, "source": args.data, "fingerprint": data.fingerprint, "size": args.size,
         "channels": colours, "count": len(data.images), "classes": data.classes,
     }  # fmt: skip
-    flags = {k: v for k, v in vars(args).items() if k not in ("explicit", "resume")}
+    flags = {k: v for k, v in vars(args).items() if k in FLAGS and k != "resume"}
 
     def snapshot():
         return {
@@ -577,8 +597,7 @@ def main(args):
             },
         }  # fmt: skip
 
-    if run is None:
-        run = new_run(args, data.name)
+    run = run or new_run(args, data.name)
     with locked(run / ".lock", busy=f"another process is training in '{run}'"):
         about_run = {
             "script": SCRIPT, "preset": args.preset, "flags": flags, "device": str(device), "precision": precision,
@@ -586,68 +605,90 @@ def main(args):
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }  # fmt: skip
         write_atomic(run / "args.json", lambda p: Path(p).write_text(json.dumps(about_run, indent=1), encoding="utf-8"))
-        log = Log(run / "log.csv", ["step", "epoch", "seconds", "img_per_s", *LOSSES], step)
+        metrics = beside("metrics") if args.eval_every and args.eval_images else None
+        halves, words = reference_halves(args) if metrics else (None, None)
+        scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if metrics else []
+        log = Log(run / "log.csv", ["step", "epoch", "seconds", "img_per_s", *LOSSES, *scores], step)
         print(f"{SCRIPT}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
         print(f"{total} steps of {args.batch}, {per_epoch} an epoch; {device}, {precision}; everything goes to {run}")
-        stop = []  # signals that have come: the step in progress is finished, then the run saves and ends
-        handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
 
-        def save():
+        def fail_at(bad_step):
+            raise InputError(
+                f"a loss or weight is not finite at step {bad_step}: stopped; {run / 'last.pt'} is the last good "
+                "checkpoint. Start again with a lower --lr"
+            )
+
+        def save(name):
             if not all(p.isfinite().all() for network in networks.values() for p in network.parameters()):
-                raise InputError(not_finite.format(step))
-            write_checkpoint(snapshot(), run / "last.pt")
+                fail_at(step)
+            write_checkpoint(snapshot(), run / name)
 
         def sample():
-            shown = (average or generator).eval()
-            save_picture(grid(pictures(shown, fixed), 8), run / "samples" / f"{step:06d}.png")
+            save_picture(grid(pictures(shown.eval(), fixed), 8), run / "samples" / f"{step:06d}.png")
             shown.train()
 
-        not_finite = (
-            f"a loss or weight is not finite at step {{}}: stopped; {run / 'last.pt'} is the last good checkpoint. "
-            "Start again with a lower --lr"
-        )
+        def measure():
+            """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""
+            nonlocal best
+            fake = pictures(shown.eval(), evaluated)
+            shown.train()
+            values = metrics.evaluate(
+                halves[0], fake, dims=args.dims, weights=args.weights, device=device, real_words=words
+            )
+            found = metrics.scores(values)
+            chosen = max((dim for dim in args.dims if f"fid_{dim}" in found), default=None)
+            if chosen and found[f"fid_{chosen}"] < best:
+                best = found[f"fid_{chosen}"]
+                save("best.pt")
+            return found
+
         if not checkpoint:
-            save()
+            save("last.pt")
             sample()
+        stop = []  # signals that have come: the step in progress is finished, then the run saves and ends
+        handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
         mark = said = time.perf_counter()
         logged_step, logged_seconds = step, seconds
-        with tqdm(total=total, initial=step, unit="step", disable=None) as bar:
+        bar = tqdm(total=total, initial=step, unit="step", disable=None)
+        try:
             while step < total and not stop:
                 losses = train_step(step, args, batches, generator, discriminator, opt_g, opt_d, average, autocast)
                 step += 1
                 recent.append(losses)
                 bar.update()
-                due = {
-                    what: step == total or (every > 0 and step % every == 0)
-                    for what, every in (("log", args.log_every), ("sample", sample_every), ("save", save_every))
-                }
-                due["save"] |= bool(stop)
-                if not any(due.values()) and not (device.type == "cpu" and not losses.isfinite().all()):
+                ends = step == total
+                due_eval = metrics and (ends or step % args.eval_every == 0)
+                due_log = ends or due_eval or step % args.log_every == 0
+                due_sample = ends or step % sample_every == 0
+                due_save = ends or stop or step % save_every == 0
+                failed = device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
+                if not (due_log or due_sample or due_save or failed):
                     continue
                 table = torch.stack(recent).cpu()  # the only place where the program waits for a GPU
-                bad = (~table.isfinite().all(1)).nonzero()
-                if len(bad):
-                    raise InputError(not_finite.format(step - len(recent) + 1 + int(bad[0])))
+                if len(bad := (~table.isfinite().all(1)).nonzero()):
+                    fail_at(step - len(recent) + 1 + int(bad[0]))
                 seconds += time.perf_counter() - mark
-                if due["log"]:
+                if due_log:
                     rate = args.batch * (step - logged_step) / max(seconds - logged_seconds, 1e-9)
                     means = dict(zip(LOSSES, table.mean(0).tolist(), strict=True))
                     row = {"step": step, "epoch": round(step / per_epoch, 4), "seconds": round(seconds, 3)}
-                    log.write(row | {"img_per_s": round(rate, 1)} | {k: f"{v:.6g}" for k, v in means.items()})
+                    row |= {"img_per_s": round(rate, 1)} | means
                     recent, logged_step, logged_seconds = [], step, seconds
                     text = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in means.items())
-                    text += f", {rate:.0f} img/s"
-                    bar.set_postfix_str(text)
-                    if bar.disable and (time.perf_counter() - said > 10 or step == total):
+                    bar.set_postfix_str(text := f"{text}, {rate:.0f} img/s")
+                    if bar.disable and (time.perf_counter() - said > 10 or ends):  # no terminal: a line now and then
                         print(f"step {step}/{total} (epoch {step / per_epoch:.1f}): {text}", flush=True)
                         said = time.perf_counter()
-                if due["sample"]:
+                    log.write(row | (measure() if due_eval else {}))
+                if due_sample:
                     sample()
-                if due["save"]:
-                    save()
+                if due_save:
+                    save("last.pt")
                 mark = time.perf_counter()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        finally:
+            bar.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         if step < total:
             print(f"stopped and saved at step {step} of {total}; go on with: python {SCRIPT}.py --resume {run}")
             sys.exit(128 + stop[0])
@@ -663,8 +704,8 @@ def run_program(main, args):
     except (InputError, OSError, torch.OutOfMemoryError) as problem:
         print(f"{SCRIPT}.py: error: {short(problem)}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:  # before training began; the loop handles Ctrl-C itself
-        print(f"{SCRIPT}.py: interrupted before training began", file=sys.stderr)
+    except KeyboardInterrupt:  # outside the training loop, which handles Ctrl-C itself
+        print(f"{SCRIPT}.py: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

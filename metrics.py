@@ -488,8 +488,17 @@ def evaluate(
     return values
 
 
-def table(values):
-    """What evaluate() returns, as text: a line for each value, real images beside it, the protocol below."""
+def scores(values):
+    """The distances in what evaluate() returns, as columns of a log: {"fid_768": 3.1, "kid_768": 0.004, ...}."""
+    pairs = ((v["name"].partition("-"), v["value"]) for v in values if v["name"].startswith(("FID", "KID")))
+    return {f"{kind.lower()}_{dim or 2048}": value for (kind, _, dim), value in pairs if value is not None}
+
+
+def table(values, report=None):
+    """What evaluate() returns, as text: a line for each value, real images beside it, the protocol below.
+
+    report: {name: published value}, printed beside ours. Only values of the same name stand together.
+    """
 
     def shown(value, std, pairs):
         if pairs is not None:
@@ -499,12 +508,14 @@ def table(values):
     lines = []
     for v in values:
         name = v["name"] + " x 10^3" * v["name"].startswith("KID")
+        theirs = f"    (report: {report[v['name']]:,})" if report and v["name"] in report else ""
         if v["value"] is None:
-            lines.append(f"{name:24s}not measured: {v['reason']}")
+            lines.append(f"{name:24s}not measured here{theirs}: {v['reason']}")
             continue
         lines.append(f"{name:24s}{shown(v['value'], v.get('std'), v.get('pairs'))}")
         if v["real"] is not None:
             lines[-1] += f"    (real images: {shown(v['real'], v.get('real_std'), v.get('real_pairs'))})"
+        lines[-1] += theirs
         lines.append(f"    {v['protocol']}")
     return "\n".join(lines)
 

@@ -24,13 +24,6 @@ import sys
 from pathlib import Path
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints the whole usage before an error; here an error is one line and exit code 2."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
 def epoch_number(text):
     value = float(text)
     if not 0 <= value < math.inf:
@@ -39,7 +32,8 @@ def epoch_number(text):
 
 
 def parse_args(argv=None):
-    parser = OneLineParser(prog="report.py", description="Pictures of training runs.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="report.py", description="Pictures of training runs.", allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"report.py: error: {message} (see --help)\n")  # one line
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     parser.add_argument("--epochs", nargs="+", type=epoch_number, metavar="E", help="rows of strip.png (default: 5)")
     return parser.parse_args(argv)

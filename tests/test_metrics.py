@@ -353,7 +353,7 @@ def test_evaluate_goes_on_without_weights(small_weights):
         missing = [value for value in values if value["value"] is None]
         assert len(missing) == lost and all("\n" not in value["reason"] for value in missing)
         assert values[-1]["name"] == "collapse (pixels)" and values[-1]["value"] == 0
-        assert "FID                     not measured: " in metrics.table(values)
+        assert "FID                     not measured here: " in metrics.table(values)
     with pytest.raises(InputError, match="1 generated images: at least 2"):
         metrics.evaluate(images(8), images(1))
 
