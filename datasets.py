@@ -182,7 +182,7 @@ def shapes(size, split="train"):
 
         label = torch.randint(5, (count,), generator=generator)
         radius = uniform(0.24, 0.42) * size  # of the circle around the shape
-        centre = size / 2 + uniform(-1, 1, 2) * (size / 2 - radius)[:, None]  # the whole shape stays inside
+        centre = size / 2 + uniform(-1, 1, 2) * (size / 2 - 2 - radius)[:, None]  # all of it inside
         angle = uniform(0, 2 * math.pi)
         # hue -> RGB: three cosines a third of a turn apart, then mixed with white (saturation) and black (value)
         hue = uniform(0, 2 * math.pi)[:, None] - torch.tensor([0, 2 * math.pi / 3, 4 * math.pi / 3])
@@ -201,7 +201,7 @@ def shapes(size, split="train"):
                 elif classes[c] == "ring":
                     distance = ((x * x + y * y).sqrt() - 0.72 * r).abs() - 0.2 * r
                 else:
-                    n, inner = {"square": (4, 0.71), "triangle": (3, 0.5), "star": (5, 0.33)}[classes[c]]
+                    n, inner = {"square": (4, 0.7), "triangle": (3, 0.49), "star": (5, 0.3)}[classes[c]]
                     first = second = torch.full_like(x, -math.inf)
                     for k in range(n):
                         turn = angle[rows, None, None] + 2 * math.pi * k / n
@@ -442,7 +442,7 @@ def cats64_source():
         path = fetch(CATS64 + file, DATA / "downloads" / "cats64" / file, lambda p, blob=blob: git_blob(p) == blob)
         with tarfile.open(path) as archive:
             for member in archive:  # read in memory, never unpacked to disk
-                if member.isfile() and is_image(member.name) and member.size <= MAX_FILE:
+                if member.isfile() and is_image(Path(member.name).name) and member.size <= MAX_FILE:
                     names.append(Path(member.name).name)  # one class: the folders carry no meaning
                     files.append(archive.extractfile(member).read())
     return from_files(names, lambda i: Image.open(io.BytesIO(files[i])), "cats64")

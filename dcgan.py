@@ -36,12 +36,13 @@ import sys
 # A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
 PRESETS = {
     "shapes": dict(  # what `python dcgan.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=32, batch=64, steps=1500, ema=0.99, sample_every=100, save_every=250
+        data="shapes", size=32, width=24, batch=32, steps=3000, lr=1e-3, lr_d=5e-4, ema=0.99, sample_every=200,
+        save_every=500,
     ),
     "cats": dict(  # R2a. z and f are not stated there: 100 and 64 as in the paper
         data="cats64", size=64, width=64, latent_dim=100, batch=128, epochs=50, lr=2e-4,
         report={"FID": 132.7, "collapse (pixels)": 2412, "protocol": "R2: 50 epochs of 29,843 cat faces; 1,000 real "
-                "against 1,000 generated images, 2048-d Inception features; pairs of 1,000 samples with cosine above 0.9"},
+                "against 1,000 generated images, 2048-d Inception features; pairs of 1,000 samples of cosine > 0.9"},
     ),
     "cats-100k": dict(  # R1a: 100 epochs of 1,000 steps; the decay is per step (per epoch it would do nothing)
         data="cats64", size=64, width=64, latent_dim=100, batch=128, steps=100_000, lr=2e-4, lr_decay=0.9999977,

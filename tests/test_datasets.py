@@ -1,0 +1,446 @@
+"""datasets.py: every kind of source comes out as the same tensor, once, whole, and in a seeded order."""
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import REAL, ROOT
+from PIL import Image
+
+import datasets
+from datasets import Batches, Images, InputError, load
+
+
+def picture(seed, size=(20, 16), mode="RGB"):
+    rng = np.random.default_rng(seed)
+    low = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return low.resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def make_folder(root, names, **options):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, **options).save(path)
+    return root
+
+
+def make_zip(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ shapes
+
+
+def test_shapes_are_the_same_at_every_call_and_labelled():
+    a, b, other = load("shapes", 32), load("shapes", 32), load("shapes", 32, "test")
+    assert a.images.shape == (10_000, 3, 32, 32) and a.images.dtype == torch.uint8 and a.labels.dtype == torch.int64
+    assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    assert len(other.images) == 2000 and other.held_out and a.fingerprint == other.fingerprint
+    assert a.classes == ["circle", "square", "triangle", "star", "ring"]
+    assert torch.bincount(a.labels, minlength=5).min() > 1800
+    assert len(load("shapes", 32, "all").images) == 12_000
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_shapes_have_the_areas_of_geometry(size):
+    """The covered area of each shape against its formula, in units of the radius: antialiasing must keep areas."""
+    data = load("shapes", size, "test")
+    generator = torch.Generator().manual_seed(2)  # the draws that `shapes` makes first
+    assert torch.equal(torch.randint(5, (2000,), generator=generator), data.labels)
+    radius = (0.24 + 0.18 * torch.rand(2000, generator=generator)) * size
+    values = data.images.float().flatten(2)
+    ground = values[:, :, 0]  # a corner
+    channel = (values.amax(2) - ground).argmax(1)  # the channel in which the shape stands out most
+    one = values[torch.arange(2000), channel]
+    ground = ground[torch.arange(2000), channel]
+    area = ((one - ground[:, None]) / (one.amax(1) - ground)[:, None]).sum(1)
+    inner = 0.3  # star: ten triangles between the centre, a tip and a notch of a pentagram of inradius r
+    tip, notch = inner / np.cos(2 * np.pi / 5), inner / np.cos(np.pi / 5)
+    expected = {
+        "circle": np.pi * 0.9**2,
+        "square": (2 * 0.7) ** 2,
+        "triangle": 3 * 3**0.5 * 0.49**2,
+        "star": 5 * tip * notch * np.sin(np.pi / 5),
+        "ring": np.pi * ((0.72 + 0.2) ** 2 - (0.72 - 0.2) ** 2),
+    }
+    for c, name in enumerate(data.classes):
+        rows = data.labels == c
+        ratio = (area[rows] / radius[rows] ** 2).mean().item() / expected[name]
+        assert ratio == pytest.approx(1, abs=0.06 if size == 16 else 0.02), (name, ratio)
+
+
+def test_shapes_stay_inside():
+    border = load("shapes", 32, "test").images.clone()
+    ground = border[:, :, :1, :1].int()
+    border[:, :, 1:-1, 1:-1] = border[:, :, :1, :1]
+    assert (border.int() - ground).abs().max() <= 1
+
+
+# ----------------------------------------------------------------------------------------------------- batches
+
+
+def numbered(n, labels=True):
+    """n images of 1x8x8 whose first two pixels are their number."""
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(n) % 256, torch.arange(n) // 256
+    return Images(images, torch.arange(n) % 7 if labels else None, [str(i) for i in range(7)], "n", "f", False, "")
+
+
+def numbers(x):
+    pixels = datasets.to_uint8(x)[:, 0, 0]
+    return (pixels[:, 0].int() + 256 * pixels[:, 1].int()).tolist()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_epoch_holds_every_image_at_most_once(stream):
+    batches = Batches(numbered(303), 10, seed=3, stream=stream)
+    assert batches.per_epoch == 30
+    epochs = []
+    for _ in range(3):
+        drawn = []
+        for _ in range(30):
+            x, y = next(batches)
+            assert x.shape == (10, 1, 8, 8) and x.dtype == torch.float32
+            assert [n % 7 for n in numbers(x)] == y.tolist()
+            drawn += numbers(x)
+        assert len(set(drawn)) == 300
+        epochs.append(drawn)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_streaming_gives_the_same_batches():
+    a, b = Batches(numbered(50), 8, seed=1, stream=False), Batches(numbered(50), 8, seed=1, stream=True)
+    for _ in range(20):
+        (x, _), (y, _) = next(a), next(b)
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_number_of_batches_is_the_whole_state(stream):
+    a = Batches(numbered(50), 8, seed=1, stream=stream)
+    for _ in range(9):
+        next(a)
+    b = Batches(numbered(50), 8, seed=1, stream=stream)
+    b.drawn = a.drawn
+    for _ in range(9):
+        assert torch.equal(next(a)[0], next(b)[0])
+
+
+def test_scaling_and_its_inverse_are_exact():
+    every = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
+    x, _ = next(Batches(Images(every, None, [], "", "", False, ""), 4))
+    assert x.min() == -1 and x.max() == 1
+    assert torch.equal(datasets.to_uint8(x).flatten().sort().values, every.flatten())
+    assert datasets.to_uint8(torch.tensor([-9.0, 9.0, 0.9999])).tolist() == [0, 255, 255]  # clamped, rounded
+
+
+def test_other_seeds_give_other_orders_and_small_sets_are_refused():
+    assert numbers(next(Batches(numbered(50), 8, seed=1))[0]) != numbers(next(Batches(numbered(50), 8, seed=2))[0])
+    with pytest.raises(InputError, match="7 images"):
+        Batches(numbered(7), 8)
+
+
+# ----------------------------------------------------------------------------------------------------- sources
+
+
+def test_folder_zip_and_npz_agree(here):
+    names = [f"{c}/{i}.png" for c in ("ant", "bee", "cow") for i in range(5)] + ["notes.txt"]
+    folder = make_folder(here / "set", names[:-1])
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.png").write_bytes(b"x")
+    a = load(folder, 16)
+    b = load(make_zip(folder, here / "set.zip"), 16)
+    arrays = np.stack([np.asarray(Image.open(folder / name)) for name in names[:-1]])
+    np.savez(here / "set.npz", images=arrays, labels=np.arange(15) // 5, classes=["ant", "bee", "cow"])
+    c = load(here / "set.npz", 16)
+    np.savez(here / "first.npz", images=arrays.transpose(0, 3, 1, 2), labels=np.arange(15) // 5)
+    d = load(here / "first.npz", 16)
+    for other in (b, c, d):
+        assert torch.equal(a.images, other.images) and torch.equal(a.labels, other.labels)
+    assert a.classes == b.classes == c.classes == ["ant", "bee", "cow"] and d.classes == ["0", "1", "2"]
+    assert a.fingerprint == b.fingerprint == c.fingerprint and "central square" in a.note
+    crop = Image.open(folder / "ant/0.png").crop((2, 0, 18, 16))  # 20x16 -> its central 16x16
+    assert torch.equal(a.images[0], torch.from_numpy(np.array(crop)).permute(2, 0, 1))
+
+
+def test_splits_and_classes(here):
+    folder = make_folder(here / "s", ["train/a/0.png", "train/b/1.png", "train/b/2.png", "test/a/3.png"])
+    train, test = load(folder, 16), load(folder, 16, "test")
+    assert train.labels.tolist() == [0, 1, 1] and test.labels.tolist() == [0] and train.held_out
+    assert train.fingerprint == test.fingerprint
+    plain = load(make_folder(here / "one" / "cats", ["0.png", "1.png"]).parent, 16)
+    assert plain.labels is None and plain.classes == [] and not plain.held_out  # one class says nothing
+    assert torch.equal(load(here / "one", 16, "test").images, plain.images)
+    mixed = load(make_folder(here / "mixed", ["0.png", "a/1.png", "b/1.png"]), 16)
+    assert mixed.labels is None
+
+
+def test_test_without_a_split_is_a_fixed_part(here):
+    images = np.random.default_rng(0).integers(0, 256, (2500, 8, 8), dtype=np.uint8)
+    np.savez(here / "x.npz", images=images)
+    a, b = load("x.npz", 8, "test"), load("x.npz", 8, "test")
+    assert len(a.images) == 2000 and torch.equal(a.images, b.images) and len(load("x.npz", 8).images) == 2500
+
+
+def test_28_pixels_are_padded_and_grey_stays_grey(here):
+    images = np.random.default_rng(0).integers(1, 256, (9, 28, 28, 1), dtype=np.uint8)
+    np.savez(here / "digits.npz", images=images, split=[0] * 6 + [1] * 3)
+    data = load("digits.npz", 32)
+    assert data.images.shape == (6, 1, 32, 32) and "padded" in data.note
+    assert torch.equal(data.images[:, 0, 2:30, 2:30], torch.from_numpy(images[:6, ..., 0]))
+    assert data.images.sum() == images[:6].sum()  # the border is black
+    assert datasets.default_size("digits.npz") == 32 and datasets.default_size("cats64") == 64
+
+
+def test_kinds_of_images(here):
+    folder = here / "kinds"
+    folder.mkdir()
+    red = Image.new("RGB", (16, 16), (200, 30, 40))
+    red.save(folder / "a.png")
+    red.convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "b.png")
+    rgba = red.convert("RGBA")
+    rgba.putalpha(0)
+    rgba.save(folder / "c.png")  # see-through everywhere: white
+    Image.fromarray(np.full((16, 16), 51 * 256 + 7, np.uint16)).save(folder / "d.png")  # 16 bit
+    half = Image.new("RGB", (16, 16), "white")
+    half.paste("black", (0, 0, 16, 8))
+    exif = half.getexif()
+    exif[274] = 6  # "rotate by 90 degrees clockwise to view": the black upper half is then on the right
+    half.save(folder / "e.jpg", exif=exif, quality=100)
+    red.convert("CMYK").save(folder / "f.jpg", quality=100)
+    red.save(folder / "g.webp", lossless=True)
+    a, b, c, d, e, f, g = load(folder, 16).images.int()
+    colour = torch.tensor([200, 30, 40])[:, None, None]
+    for same in (a, b, f, g):
+        assert (same - colour).abs().max() <= 4
+    assert (c == 255).all() and (d == 51).all()
+    assert e[:, :, :7].min() > 200 and e[:, :, 9:].max() < 50
+
+
+def test_a_few_damaged_images_are_skipped_and_named(here, capsys):
+    folder = make_folder(here / "d", [f"{i:03d}.png" for i in range(150)], size=(8, 8))
+    (folder / "070.png").write_bytes((folder / "070.png").read_bytes()[:60])
+    data = load(folder, 8)
+    assert len(data.images) == 149
+    assert "070.png" in capsys.readouterr().err
+    assert "070.png" in json.loads(next((here / "data").glob("d-*-8.json")).read_text())["skipped"][0]
+    assert torch.equal(data.images[70], torch.from_numpy(np.array(Image.open(folder / "071.png"))).permute(2, 0, 1))
+    for i in range(5):
+        (folder / f"{i:03d}.png").write_bytes(b"")
+    with pytest.raises(InputError, match="6 of 150 images cannot be read"):
+        load(folder, 8)
+    assert not [p for p in (here / "data").iterdir() if p.name.endswith(".tmp")]
+
+
+def test_a_packed_bomb_is_skipped(here, monkeypatch):
+    folder = make_folder(here / "d", [f"{i:03d}.png" for i in range(150)], size=(8, 8))
+    (folder / "999.png").write_bytes(bytes(10_000_000))
+    path = make_zip(folder, here / "d.zip")
+    monkeypatch.setattr(datasets, "MAX_FILE", 1_000_000)
+    assert len(load(path, 8).images) == 150
+
+
+def test_the_cache_is_used_and_follows_the_data(here, monkeypatch):
+    folder = make_folder(here / "c", ["0.png", "1.png"])
+    first = load(folder, 16)
+    calls = []
+    original = datasets.prepare
+    monkeypatch.setattr(datasets, "prepare", lambda *a: calls.append(1) or original(*a))
+    assert torch.equal(load(folder, 16).images, first.images) and not calls
+    picture(7).save(folder / "2.png")
+    assert len(load(folder, 16).images) == 3 and len(calls) == 1
+    next((here / "data").glob("c-*-16.npy")).write_bytes(b"broken")
+    assert len(load(folder, 16).images) == 3 and len(calls) == 2
+    next((here / "data").glob("c-*-16.json")).unlink()  # as after kill -9 between the two files
+    assert len(load(folder, 16).images) == 3 and len(calls) == 3
+
+
+def test_two_at_once_prepare_once(here, monkeypatch):
+    folder = make_folder(here / "c", [f"{i}.png" for i in range(40)])
+    calls, results = [], []
+    original = datasets.prepare
+    monkeypatch.setattr(datasets, "prepare", lambda *a: calls.append(1) or original(*a))
+    threads = [threading.Thread(target=lambda: results.append(load(folder, 16))) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(calls) == 1 and torch.equal(results[0].images, results[1].images)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_a_full_disk_leaves_nothing_that_is_believed(here):
+    import resource
+
+    folder = make_folder(here / "c", [f"{i}.png" for i in range(40)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError):
+            load(folder, 16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((here / "data").glob("*.npy")) and not list((here / "data").glob("*.json"))
+    assert len(load(folder, 16).images) == 40
+
+
+# -------------------------------------------------------------------------------------------------- named sets
+
+
+def test_git_blob_is_what_git_says(here):
+    (here / "f").write_bytes(b"some\0bytes\n")
+    said = subprocess.run(["git", "hash-object", "f"], capture_output=True, text=True, check=True).stdout.strip()
+    assert datasets.git_blob("f") == said
+
+
+def cats_archives(folder, monkeypatch):
+    blobs = {}
+    folder.mkdir(parents=True)
+    for part in range(3):
+        with tarfile.open(folder / f"dataset-part{part + 1}.tar.gz", "w:gz") as archive:
+            for i in range(4):
+                buffer = io.BytesIO()
+                picture(10 * part + i, (64, 64)).save(buffer, "PNG")
+                member = tarfile.TarInfo(f"dataset-part{part + 1}/../../cat_{part}{i}.png")
+                member.size = len(buffer.getvalue())
+                archive.addfile(member, io.BytesIO(buffer.getvalue()))
+        blobs[f"dataset-part{part + 1}.tar.gz"] = datasets.git_blob(folder / f"dataset-part{part + 1}.tar.gz")
+    monkeypatch.setattr(datasets, "CATS64_BLOBS", blobs)
+
+
+def test_cats64_from_archives_put_by_hand(here, monkeypatch):
+    cats_archives(here / "data/downloads/cats64", monkeypatch)
+    data = load("cats64", 64)
+    assert data.images.shape == (12, 3, 64, 64) and data.name == "cats64" and data.labels is None
+    assert torch.equal(data.images[5], torch.from_numpy(np.array(picture(11, (64, 64)))).permute(2, 0, 1))
+    assert sorted(p.name for p in here.iterdir()) == ["data"]  # nothing was unpacked anywhere
+
+
+def test_cats64_with_a_wrong_checksum(here, monkeypatch):
+    cats_archives(here / "data/downloads/cats64", monkeypatch)
+    with open(here / "data/downloads/cats64/dataset-part2.tar.gz", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="dataset-part2.*wrong checksum"):
+        load("cats64", 64)
+
+
+def test_downloads_are_checked(here):
+    (here / "server").mkdir()
+    (here / "server/file.bin").write_bytes(b"content")
+    url = (here / "server/file.bin").as_uri()
+    good = hashlib.sha1(b"blob 7\0content").hexdigest()
+    assert datasets.fetch(url, here / "d/file.bin", lambda p: datasets.git_blob(p) == good).read_bytes() == b"content"
+    for broken in (url, url + "-not-there"):
+        with pytest.raises(InputError, match="yourself and put it at"):
+            datasets.fetch(broken, here / "d/other.bin", lambda p: False)
+    assert [p.name for p in (here / "d").iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("name", ["animals", "food64", "artbench10"])
+def test_sets_that_are_got_by_hand_say_how(here, name):
+    with pytest.raises(InputError, match="cannot be downloaded.*data/downloads.*--data data/downloads"):
+        load(name, 64)
+
+
+def test_torchvision_sets(here, monkeypatch):
+    import torchvision
+
+    class Tiny:
+        def __init__(self, root, train, download):
+            self.data = torch.full((4 if train else 2, 28, 28), 9, dtype=torch.uint8)
+            self.targets, self.classes = torch.arange(len(self.data)) % 2, ["zero", "one"]
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Tiny)
+    data = load("mnist", 32)
+    assert data.images.shape == (4, 1, 32, 32) and data.labels.tolist() == [0, 1, 0, 1] and data.held_out
+    assert len(load("mnist", 32, "test").images) == 2
+
+    def offline(root, train, download):
+        raise RuntimeError("Error downloading train-images\nlong text")
+
+    offline.__name__ = "FashionMNIST"
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
+    with pytest.raises(InputError, match="could not be downloaded.*copy its folder into data"):
+        load("fashion-mnist", 32)
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+def broken_npz(here, **arrays):
+    np.savez(here / "x.npz", **arrays)
+    return "x.npz"
+
+
+GOOD = np.zeros((4, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda d: "no-such-set", "no data set or path"),
+        (lambda d: str(d), "no images"),
+        (lambda d: (d / "x.zip").write_bytes(b"PK nonsense") and "x.zip", "not a readable zip"),
+        (lambda d: (d / "x.zip").write_bytes(b"") or "x.zip", "not a readable zip"),
+        (lambda d: (d / "x.npz").write_bytes(b"") or "x.npz", "not a readable .npz"),
+        (lambda d: (d / "x.txt").write_text("hello") and "x.txt", "no folder, zip or .npz"),
+        (lambda d: broken_npz(d, pictures=GOOD), "no array 'images'"),
+        (lambda d: broken_npz(d, images=GOOD / 255), "must be uint8"),
+        (lambda d: broken_npz(d, images=GOOD[:0]), "must be uint8"),
+        (lambda d: broken_npz(d, images=np.zeros((4, 8, 8, 5), np.uint8)), "1 or 3 channels"),
+        (lambda d: broken_npz(d, images=GOOD, labels=[0, 1]), "'labels'"),
+        (lambda d: broken_npz(d, images=GOOD, labels=[0, 1, 2, 9], classes=["a", "b"]), "2 classes"),
+        (lambda d: broken_npz(d, images=GOOD, labels=[0, -1, 2, 9]), "'labels'"),
+        (lambda d: broken_npz(d, images=np.array([object()] * 3)), "not a readable .npz"),
+    ],
+)
+def test_bad_data_is_one_line(here, make, words):
+    with pytest.raises(InputError, match=words) as caught:
+        load(make(here), 16)
+    assert "\n" not in str(caught.value)
+
+
+def test_command_line(here, capsys):
+    datasets.main(datasets.parse_args(["shapes", "--size", "16", "--show", "g.png", "--stats"]))
+    out = capsys.readouterr().out
+    assert Image.open("g.png").size == (8 * 18 - 2, 8 * 18 - 2) and "circle" in out and "balance" in out
+    images = np.random.default_rng(0).integers(0, 256, (3000, 8, 8, 3), dtype=np.uint8)
+    np.savez("x.npz", images=images)
+    datasets.main(datasets.parse_args(["x.npz", "--size", "8"]))
+    out = capsys.readouterr().out
+    assert " ".join(f"{m:.4f}" for m in images.mean((0, 1, 2)) / 255) in out
+    assert " ".join(f"{s:.4f}" for s in images.std((0, 1, 2)) / 255) in out
+    datasets.main(datasets.parse_args([]))
+    assert all(name in capsys.readouterr().out for name in ["shapes"])
+    for bad in (["--size", "x"], ["--sizes", "3"], ["a", "b"]):
+        with pytest.raises(SystemExit) as stop:
+            datasets.parse_args(bad)
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_command_line_error_is_one_line(here):
+    run = subprocess.run([sys.executable, ROOT / "datasets.py", "nowhere"], capture_output=True, text=True)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and "datasets.py: error: no data set" in run.stderr
+
+
+@pytest.mark.parametrize("name, count, classes", [("cats64.zip", 23373, 0), ("food27.zip", 12299, 27)])
+def test_real_data(here, name, count, classes):
+    if not (REAL / name).exists():
+        pytest.skip("the real data are not beside the project")
+    data = load(REAL / name, 64)
+    assert data.images.shape == (count, 3, 64, 64) and len(data.classes) == classes
+    assert 80 < data.images[::50].float().mean() < 160 and data.held_out == (classes > 0)
