@@ -703,7 +703,8 @@ def run_program(main, args):
     try:
         main(args)
     except (InputError, OSError, torch.OutOfMemoryError) as problem:
-        print(f"{SCRIPT}.py: error: {short(problem)}", file=sys.stderr)
+        text = str(problem) if isinstance(problem, InputError) else short(problem)
+        print(f"{SCRIPT}.py: error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # outside the training loop, which handles Ctrl-C itself
         print(f"{SCRIPT}.py: interrupted", file=sys.stderr)

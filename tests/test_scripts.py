@@ -285,7 +285,7 @@ BAD = [
     ("--data empty", "no images"),
     ("--data broken.zip", "not a readable zip"),
     ("--data text.txt", "no folder, zip or .npz"),
-    ("--data food64", "data/downloads"),
+    ("--data food64", "--data data/downloads/food-101/images\n"),
     ("--data tiny.npz --batch 101", "100 images"),
     ("--data tiny.npz --device cuda:77", "no device 'cuda:77'"),
     ("--data tiny.npz --device tpu", "no device 'tpu'"),
