@@ -135,8 +135,7 @@ def parse_args(argv=None):
     given = vars(parser.parse_args(argv))
     if "preset" not in given and given.get("data", "shapes") == "shapes" and "resume" not in given:
         given["preset"] = "shapes"
-    preset = dict(PRESETS.get(given.get("preset"), {}))
-    preset.pop("report", None)
+    preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
     assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
     if "epochs" in given:
         preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
@@ -359,7 +358,8 @@ CHANGEABLE |= {"dims", "weights", "resume", "dry_run"}  # what may differ when a
 def new_run(args, data_name):
     """Make and return the run directory: --out, or runs/<script>-<data>[-<preset>]-<n> with the next free n."""
     if args.out:
-        if (path := Path(args.out)).exists() and (not path.is_dir() or any(path.iterdir())):
+        path, early = Path(args.out), {".lock", "args.json", "log.csv"}  # all that a run killed at once leaves
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir() if p.suffix != ".tmp"} - early):
             raise InputError(f"'{path}' exists and is not empty: use --resume {path}, or another --out")
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -405,9 +405,7 @@ class Log:
         old = []
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
-                old = [
-                    row for row in csv.DictReader(file) if (row["step"] or "").isdigit() and int(row["step"]) <= step
-                ]
+                old = [row for row in csv.DictReader(file) if int(row.get("step") or step + 1) <= step]
         self.columns = columns + [c for c in (old[0] if old else []) if c and c not in columns]
         writer = csv.DictWriter(text := io.StringIO(), self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -209,6 +209,15 @@ def test_two_processes_do_not_train_in_one_run(tiny, name, capsys):
     assert stop.value.code == 2 and "another process is training in 'r'" in capsys.readouterr().err
 
 
+@every_script
+def test_a_run_killed_before_its_first_checkpoint_is_begun_again(tiny, name):
+    (tiny / "r").mkdir()
+    for left in (".lock", "args.json", "log.csv", "last.pt.123.tmp"):
+        (tiny / "r" / left).write_text("half")
+    train(name, "--steps", "1", "--out", "r")
+    assert read_checkpoint("r")["step"] == 1
+
+
 # -------------------------------------------------------------------------------------------------- copy alone
 
 
