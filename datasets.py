@@ -18,7 +18,7 @@ The last section holds what all files of the collection share: InputError, atomi
 import argparse
 import sys
 
-# name -> (what it is, where it comes from; for sets that cannot be fetched here: where to get and where to put them)
+# name -> what it is and where it comes from
 KNOWN = {
     "shapes": "five geometric shapes, drawn by this file; any size, labelled",
     "mnist": "70,000 handwritten digits, 28x28 grey (torchvision)",
@@ -29,7 +29,7 @@ KNOWN = {
     "food64": "101,000 photographs of food in 101 classes (Food-101)",
     "artbench10": "60,000 paintings in 10 styles (ArtBench-10)",
 }
-BY_HAND = {
+BY_HAND = {  # what cannot be fetched by a program, or has no loader of its own here: where to get and where to put it
     "animals": "get 'antobenedetti/animals' from Kaggle (a login is needed), unpack it into data/downloads/animals, "
     "and give that folder: --data data/downloads/animals",
     "food64": "get food-101.tar.gz from data.vision.ee.ethz.ch/cvl/, unpack it into data/downloads, "
@@ -64,6 +64,7 @@ import io
 import json
 import math
 import os
+import re
 import tarfile
 import time
 import urllib.request
@@ -124,8 +125,10 @@ def load(name_or_path, size, split="train"):
         raise InputError(f"unknown split '{split}': use train, test or all")
     if name_or_path == "shapes":
         return shapes(size, split)
+    if not name_or_path:
+        raise InputError(f"the name of the data is empty: give a path or one of {', '.join(KNOWN)}")
     path = Path(name_or_path)
-    if name_or_path in KNOWN:
+    if named := is_named(name_or_path):
         key, stamp, open_source = name_or_path, "1", lambda: named_source(name_or_path)
     elif path.exists():
         key, stamp, open_source = path_source(path)
@@ -146,13 +149,18 @@ def load(name_or_path, size, split="train"):
         if len(rows) == 0:
             raise InputError(f"'{name_or_path}' has no image in its split '{split}'")
         images, labels = images[rows], labels[rows] if labels is not None else None
-    name = path.stem if name_or_path not in KNOWN else name_or_path
+    name = name_or_path if named else title(path)
     return Images(images, labels, info["classes"], name, info["fingerprint"], info["split"] is not None, info["note"])
+
+
+def is_named(text):
+    """Whether --data means a known set: a path of the same name counts only where no program could fetch the set."""
+    return text in KNOWN and not (text in BY_HAND and Path(text).exists())
 
 
 def default_size(name_or_path):
     """A fitting side for --size: 32 where the images are no larger than that (28x28 ones are padded), else 64."""
-    if str(name_or_path) in KNOWN:
+    if is_named(str(name_or_path)):
         return 32 if str(name_or_path) in ("shapes", "mnist", "fashion-mnist", "cifar10") else 64
     if not Path(name_or_path).exists():
         return 64  # load() will say what is wrong
@@ -280,7 +288,7 @@ class Batches:
                 self.ahead = (number, self.thread.submit(self.gather, number, host_rows))
             images = self.ahead[1].result().to(self.device, non_blocking=True)
             if self.copied[number % 2] is not None:
-                self.copied[number % 2].record()
+                self.copied[number % 2].record(torch.cuda.current_stream(self.device))
             else:
                 images = images.clone()  # on the CPU `to` does not copy, and the buffer is used again
             self.ahead = (number + 1, self.thread.submit(self.gather, number + 1, self.rows(number + 1)[0]))
@@ -316,8 +324,12 @@ def path_source(path):
             return npz_source(path) if path.suffix.lower() == ".npz" else zip_source(path)
     else:
         raise InputError(f"'{path}' is no folder, zip or .npz file")
-    key = f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    key = f"{title(path)}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     return key, stamp, open_source
+
+
+def title(path):
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def is_image(path):
@@ -347,8 +359,10 @@ def from_files(names, read, path):
     parts = [name.split("/") for name in names]
     while len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts):  # one folder around everything
         parts = [p[1:] for p in parts]
-    split = None
-    if {p[0] for p in parts} == {"train", "test"} and all(len(p) > 1 for p in parts):
+    tops, split = {p[0] for p in parts}, None
+    if "train" in tops and tops & {"val", "valid", "validation", "test"} and tops != {"train", "test"}:
+        raise InputError(f"'{path}' holds {', '.join(sorted(tops))}: of splits only train/ and test/ are known")
+    if tops == {"train", "test"} and all(len(p) > 1 for p in parts):
         split = [int(p[0] == "test") for p in parts]
         parts = [p[1:] for p in parts]
     labels, classes = None, []
@@ -382,7 +396,7 @@ def npz_source(path):
                 raise InputError(f"'{key}' in '{path}' must be {len(images)} whole numbers from 0 up")
             per_image[key] = values.tolist()
     labels = per_image.get("labels")
-    classes = [str(c) for c in arrays.get("classes", [])]
+    classes = [str(c) for c in np.atleast_1d(arrays.get("classes", []))]
     if labels is not None:
         classes = classes or [str(c) for c in range(max(labels) + 1)]
         if max(labels) >= len(classes):
@@ -525,11 +539,9 @@ def prepare(source, size, path, key):
 
     def one(i):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image = source.read(i)
-                shape, is_grey = image.size, image.mode in ("1", "L", "I;16", "I")
-                return square(image, size), shape, is_grey
+            image = source.read(i)
+            shape, is_grey = image.size, image.mode in ("1", "L", "I;16", "I")
+            return square(image, size), shape, is_grey
         except Exception as error:  # Pillow raises many kinds; each means that this file is no usable image
             return f"{source.names[i]}: {short(error)}", None, None
 
@@ -564,13 +576,18 @@ def prepare(source, size, path, key):
             file.truncate(start + math.prod(shape))
             while piece := file.read(2**20):
                 digest.update(piece)
-            digest.update(json.dumps([labels_of(kept), shape]).encode())
+            digest.update(json.dumps([labels_of(kept), shape, split_of(kept)]).encode())
 
     def labels_of(rows):
         # one class says nothing: such a set is unlabelled
         return [source.labels[i] for i in rows] if source.labels is not None and len(source.classes) > 1 else None
 
-    write_atomic(path, write)
+    def split_of(rows):
+        return [source.split[i] for i in rows] if source.split is not None else None
+
+    with warnings.catch_warnings():  # Pillow warns about odd files that it reads all the same
+        warnings.simplefilter("ignore")
+        write_atomic(path, write)
     if skipped:
         print(f"{key}: skipped {len(skipped)} of {total} unreadable images; the first: {skipped[0]}", file=sys.stderr)
     if natural == {(28, 28)} and size == 32:
@@ -583,7 +600,7 @@ def prepare(source, size, path, key):
         "shape": [len(kept), 1 if grey else 3, size, size],
         "labels": labels_of(kept),
         "classes": source.classes if labels_of(kept) is not None else [],
-        "split": [source.split[i] for i in kept] if source.split is not None else None,
+        "split": split_of(kept),
         "fingerprint": digest.hexdigest()[:16],
         "skipped": skipped,
         "note": note,
@@ -622,6 +639,22 @@ def short(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def run_program(name, main, args):
+    """Call main(args). Bad input, a full disk or too little memory end in one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter of a file's name is no reason to stop
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        main(args)
+    except (InputError, OSError, RuntimeError, MemoryError) as problem:
+        if isinstance(problem, RuntimeError) and "memory" not in str(problem):
+            raise
+        print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:  # the training loop handles Ctrl-C itself
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
 def write_atomic(path, write):
     """Call write(temporary path) and rename the result to `path`: a reader sees the old file or the whole new one."""
     temporary = f"{path}.{os.getpid()}.tmp"
@@ -653,7 +686,7 @@ def locked(path, wait=None, busy="another process is using it"):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except (BlockingIOError, PermissionError):  # taken; any other error is a file system without locks
                 if wait is None:
                     raise InputError(busy) from None
                 print(wait, file=sys.stderr)
@@ -749,7 +782,8 @@ def print_stats(data):
 def main(args):
     if args.data is None:
         for name, about in KNOWN.items():
-            sizes = sorted(int(p.stem.rsplit("-", 1)[1]) for p in DATA.glob(f"{name}-*.json"))
+            found = (re.fullmatch(rf"{name}-(\d+)", p.stem) for p in DATA.glob("*.json"))
+            sizes = sorted(int(match[1]) for match in found if match)
             print(f"{name:14s} {about}" + "".join(f" [prepared at {s}]" for s in sizes))
         print("or give a folder, a zip or an .npz of your own images")
         return
@@ -763,8 +797,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except (InputError, OSError) as problem:
-        print(f"datasets.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    run_program("datasets.py", main, ARGS)

@@ -83,7 +83,7 @@ FLAGS = {  # flag: (default, type or choices, help); None as a default is explai
     "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
     "width": (64, number(int, 1), "base channel count, f in the drawing"),
     "latent_dim": (100, number(int, 1), "length of z"),
-    "seed": (0, number(int, 0), "of weights, latents and data order"),
+    "seed": (0, number(int, 0, 2**40), "of weights, latents and data order"),
     "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
     "lr_g": (None, number(float, 1e-12), "of the generator alone (default: --lr)"),
     "lr_d": (None, number(float, 1e-12), "of the discriminator alone (default: --lr)"),
@@ -98,8 +98,8 @@ FLAGS = {  # flag: (default, type or choices, help); None as a default is explai
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
-    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch)"),
-    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch)"),
+    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch, at least 100)"),
+    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch, at least 100)"),
     "eval_every": (0, number(int, 0), "steps between FID evaluations that choose best.pt; 0: none"),
     "eval_images": (1000, number(int, 0), "images on each side of an evaluation; 0: no evaluation"),
     "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
@@ -116,8 +116,9 @@ FLAGS = {  # flag: (default, type or choices, help); None as a default is explai
 # --- shared: flags ---
 def parse_args(argv=None):
     """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
+    title, _, rest = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")  # one line
@@ -139,10 +140,13 @@ def parse_args(argv=None):
     assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
     if "epochs" in given:
         preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
+    if "lr" in given:
+        preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
     args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
     args.explicit = sorted(given)
-    if bool(args.load) != bool(args.generate or args.interpolate) or args.generate and args.interpolate:
-        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N")
+    lonely = [name for name in ("generate", "interpolate", "interpolation", "to") if name in given and not args.load]
+    if lonely or args.load and (bool(args.generate) == bool(args.interpolate) or args.resume is not None):
+        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
     if args.resume is not None and args.out:
         parser.error("--resume goes on in its own directory: leave out --out")
     return args
@@ -154,6 +158,7 @@ if __name__ == "__main__":  # before the slow imports: --help and typing errors 
     ARGS = parse_args()
 
 import contextlib
+import copy
 import csv
 import importlib
 import io
@@ -171,7 +176,7 @@ from tqdm import tqdm
 
 try:
     from datasets import Batches, InputError, default_size, grid, load, locked, pick_device, read_checkpoint
-    from datasets import save_picture, short, to_uint8, write_atomic, write_checkpoint  # isort: skip
+    from datasets import run_program, save_picture, to_uint8, write_atomic, write_checkpoint  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -380,6 +385,8 @@ def resumed(args):
             raise InputError(f"no run of {SCRIPT}.py in runs/ to resume")
         args.resume = str(runs[-1].parent)
     checkpoint = read_checkpoint(args.resume)
+    if not Path(args.resume).is_dir():
+        raise InputError(f"--resume takes a run directory: --resume {Path(args.resume).parent}")
     if checkpoint["script"] != SCRIPT:
         raise InputError(f"'{args.resume}' is a run of {checkpoint['script']}.py: resume it with that script")
     flags = argparse.Namespace(**{k: v[0] for k, v in FLAGS.items()} | checkpoint["flags"], explicit=args.explicit)
@@ -427,10 +434,14 @@ class Log:
 def beside(name):
     """metrics.py or report.py if it lies beside this script; else one line that says so, and None."""
     try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as problem:
-        print(f"{name}.py is not used: {problem}", file=sys.stderr)
-        return None
+        module = importlib.import_module(name)
+        if hasattr(module, {"metrics": "evaluate", "report": "report"}[name]):
+            return module
+        problem = f"{module.__file__} is not ours"
+    except ModuleNotFoundError as error:
+        problem = error
+    print(f"{name}.py is not used: {problem}", file=sys.stderr)
+    return None
 
 
 def reference_halves(args):
@@ -444,12 +455,12 @@ def reference_halves(args):
     return [pool.images[order[i::2][: args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
 
 
-def final_evaluation(args, checkpoint, run, device):
+def final_evaluation(args, checkpoint, halves, words, run, device):
     """At the end of a preset: the report's metrics under its protocol, ours beside theirs; kept in metrics.json."""
     if (metrics := beside("metrics")) is None:
         return
     report = PRESETS[args.preset]["report"]
-    (other, real), words = reference_halves(args)
+    other, real = halves
     fake = generate(checkpoint, args.eval_images, args.seed + 2, device)
     values = metrics.evaluate(
         real, fake, floor=other, dims=args.dims, weights=args.weights, device=device, real_words=words,
@@ -457,17 +468,20 @@ def final_evaluation(args, checkpoint, run, device):
     )  # fmt: skip
     result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
     write_atomic(run / "metrics.json", lambda p: Path(p).write_text(json.dumps(result, indent=1), encoding="utf-8"))
+    changed = [f"--{k.replace('_', '-')} {getattr(args, k)}" for k in args.explicit if k in PRESETS[args.preset]]
+    if changed:
+        print(f"\nnot quite the preset {args.preset}: {' '.join(changed)}")
     print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
     print(metrics.table(values, report))
 
 
-def finish(args, checkpoint, run, device):
+def finish(args, checkpoint, halves, words, run, device):
     """After the last step: plots and, for a report's preset, its metrics. Then what to try next."""
     if (report := beside("report")) is not None:
         for path in report.report(run):
             print(f"wrote {path}")
     if "report" in PRESETS.get(args.preset, {}) and args.eval_images:
-        final_evaluation(args, checkpoint, run, device)
+        final_evaluation(args, checkpoint, halves, words, run, device)
     print(f"\ntry next: python {SCRIPT}.py --load {run} --generate 64 --to grid.png")
     print(f"          python {SCRIPT}.py --resume {run} --steps {2 * checkpoint['step']}")
 
@@ -486,6 +500,8 @@ def use_checkpoint(args):
         to, columns = Path(args.to or "interpolation.png"), args.interpolate
     if to.suffix.lower() == ".png":
         save_picture(grid(images, columns), to)
+    elif to.suffix:
+        raise InputError(f"--to {to}: give a .png for one grid, or a folder")
     elif to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"'{to}' exists and is not an empty folder: choose another --to")
     else:
@@ -519,6 +535,8 @@ def main(args):
     if args.resume is not None:
         run, checkpoint, args = resumed(args)
     device, precision = pick_device(args.device, args.precision)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # so that random states and events are those of this GPU
     args.size = args.size or default_size(args.data)
     data = load(args.data, args.size)
     if checkpoint and data.fingerprint != checkpoint["data"]["fingerprint"]:
@@ -526,11 +544,20 @@ def main(args):
     batches = Batches(data, args.batch, device, args.seed)
     per_epoch = max(1, batches.per_epoch // args.d_steps)
     total = args.steps or args.epochs * per_epoch
-    sample_every, save_every = args.sample_every or per_epoch, args.save_every or per_epoch
+    sample_every, save_every = (every or max(per_epoch, 100) for every in (args.sample_every, args.save_every))
     if checkpoint and checkpoint["step"] >= total:
         raise InputError(
             f"'{run}' is finished ({checkpoint['step']} steps): give a larger --steps or --epochs to go on"
         )
+
+    evaluates = args.eval_images and (args.eval_every or "report" in PRESETS.get(args.preset, {}))
+    halves, words = reference_halves(args) if evaluates and not args.dry_run else (None, None)
+    if halves and min(len(half) for half in halves) < 2:
+        raise InputError(
+            "an evaluation needs 2 images on each side: see --eval-images (0: none) and the data's test split"
+        )
+    if evaluates and args.weights and not Path(args.weights).is_file():
+        raise InputError(f"no file '{args.weights}': see --weights")
 
     # Build. The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
     torch.manual_seed(args.seed)
@@ -540,8 +567,7 @@ def main(args):
     networks = {"generator": generator, "discriminator": discriminator}
     average = None
     if args.ema > 0:
-        average = networks["ema"] = Generator(args.size, colours, args.latent_dim, args.width)
-        average.load_state_dict(generator.state_dict())
+        average = networks["ema"] = copy.deepcopy(generator)
     if args.dry_run:
         networks.pop("ema", None)
         return describe(args, data, networks, total, per_epoch, f"on {device} in {precision}")
@@ -558,8 +584,6 @@ def main(args):
     shown = generator if average is None else average  # whose pictures are shown and measured
     fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
 
-    evaluated = torch.randn(args.eval_images, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
-
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
@@ -570,12 +594,14 @@ def main(args):
             network.load_state_dict(checkpoint["networks"][name])
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(checkpoint["optimisers"][name])
-        step, seconds, best = checkpoint["step"], checkpoint["seconds"], checkpoint["best"]
+        step, seconds = checkpoint["step"], checkpoint["seconds"]
+        if all(getattr(args, k) == checkpoint["flags"][k] for k in ("dims", "weights", "eval_images")):
+            best = checkpoint["best"]  # under another protocol FIDs do not compare, and the next one is the best
         recent = list(checkpoint["recent"].to(device))
         batches.drawn = checkpoint["drawn"]
         torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if device.type == "cuda" and checkpoint["rng"]["cuda"] is not None:
-            torch.cuda.set_rng_state(checkpoint["rng"]["cuda"], device)
+        if device.type in checkpoint["rng"] and device.type != "cpu":
+            getattr(torch, device.type).set_rng_state(checkpoint["rng"][device.type])
 
     about = {
         "name": data.name, "source": args.data, "fingerprint": data.fingerprint, "size": args.size,
@@ -590,14 +616,16 @@ def main(args):
             "networks": {name: network.state_dict() for name, network in networks.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
             "recent": torch.stack(recent).cpu() if recent else torch.empty(0, len(LOSSES)),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            },
+            "rng": {"cpu": torch.get_rng_state()}
+            | ({device.type: getattr(torch, device.type).get_rng_state()} if device.type != "cpu" else {}),
         }  # fmt: skip
 
     run = run or new_run(args, data.name)
     with locked(run / ".lock", busy=f"another process is training in '{run}'"):
+        if checkpoint and read_checkpoint(run)["step"] != checkpoint["step"]:
+            raise InputError(f"another process went on with '{run}' meanwhile: resume it again")
+        for half_written in run.glob("*.tmp"):  # left by kill -9
+            half_written.unlink()
         about_run = {
             "script": SCRIPT, "preset": args.preset, "flags": flags, "device": str(device), "precision": precision,
             "steps": total, "steps_per_epoch": per_epoch, "data": about,
@@ -605,7 +633,6 @@ def main(args):
         }  # fmt: skip
         write_atomic(run / "args.json", lambda p: Path(p).write_text(json.dumps(about_run, indent=1), encoding="utf-8"))
         metrics = beside("metrics") if args.eval_every and args.eval_images else None
-        halves, words = reference_halves(args) if metrics else (None, None)
         scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if metrics else []
         log = Log(run / "log.csv", ["step", "epoch", "seconds", "img_per_s", *LOSSES, *scores], step)
         print(f"{SCRIPT}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
@@ -629,7 +656,8 @@ def main(args):
         def measure():
             """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""
             nonlocal best
-            fake = pictures(shown.eval(), evaluated)
+            z = torch.randn(args.eval_images, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
+            fake = pictures(shown.eval(), z)
             shown.train()
             values = metrics.evaluate(
                 halves[0], fake, dims=args.dims, weights=args.weights, device=device, real_words=words
@@ -659,7 +687,7 @@ def main(args):
                 due_eval = metrics and (ends or step % args.eval_every == 0)
                 due_log = ends or due_eval or step % args.log_every == 0
                 due_sample = ends or step % sample_every == 0
-                due_save = ends or stop or step % save_every == 0
+                due_save = ends or step % save_every == 0
                 failed = device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
                 if not (due_log or due_sample or due_save or failed):
                     continue
@@ -684,6 +712,9 @@ def main(args):
                 if due_save:
                     save("last.pt")
                 mark = time.perf_counter()
+            if step < total:  # a signal, wherever it came
+                seconds += time.perf_counter() - mark
+                save("last.pt")
         finally:
             bar.close()
             for number, handler in handlers.items():
@@ -692,24 +723,8 @@ def main(args):
             print(f"stopped and saved at step {step} of {total}; go on with: python {SCRIPT}.py --resume {run}")
             sys.exit(128 + stop[0])
         print(f"done: {step} steps in {seconds:.0f} s; pictures in {run / 'samples'}")
-        finish(args, snapshot(), run, device)
+        finish(args, snapshot(), halves, words, run, device)
 
-
-# --- shared: exit ---
-def run_program(main, args):
-    """Bad input, a full disk or too little memory: one line on stderr and exit code 2."""
-    try:
-        main(args)
-    except (InputError, OSError, torch.OutOfMemoryError) as problem:
-        text = str(problem) if isinstance(problem, InputError) else short(problem)
-        print(f"{SCRIPT}.py: error: {text}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # outside the training loop, which handles Ctrl-C itself
-        print(f"{SCRIPT}.py: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-# --- end shared ---
 
 if __name__ == "__main__":
-    run_program(main, ARGS)
+    run_program(f"{SCRIPT}.py", main, ARGS)

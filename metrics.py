@@ -574,8 +574,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except (InputError, OSError) as problem:
-        print(f"metrics.py: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
-        sys.exit(2)
+    datasets.run_program("metrics.py", main, ARGS)

@@ -343,8 +343,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except (InputError, OSError) as problem:  # OSError: a full disk, a folder that may not be written to
-        print(f"report.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    datasets.run_program("report.py", main, ARGS)

@@ -185,6 +185,9 @@ def test_splits_and_classes(here):
     plain = load(make_folder(here / "one" / "cats", ["0.png", "1.png"]).parent, 16)
     assert plain.labels is None and plain.classes == [] and not plain.held_out  # one class says nothing
     assert torch.equal(load(here / "one", 16, "test").images, plain.images)
+    other = make_folder(here / "v", ["train/a/0.png", "train/b/1.png", "val/a/2.png"])
+    with pytest.raises(InputError, match="only train/ and test/"):
+        load(other, 16)
     mixed = load(make_folder(here / "mixed", ["0.png", "a/1.png", "b/1.png"]), 16)
     assert mixed.labels is None
 
@@ -194,6 +197,16 @@ def test_test_without_a_split_is_a_fixed_part(here):
     np.savez(here / "x.npz", images=images)
     a, b = load("x.npz", 8, "test"), load("x.npz", 8, "test")
     assert len(a.images) == 2000 and torch.equal(a.images, b.images) and len(load("x.npz", 8).images) == 2500
+
+
+def test_the_fingerprint_is_of_pixels_labels_and_split(here):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    prints = set()
+    for i, more in enumerate([{}, dict(labels=[0, 1] * 10), dict(split=[0, 1] * 10), dict(split=[0] * 19 + [1])]):
+        np.savez(here / f"{i}.npz", images=images, **more)
+        prints.add(load(f"{i}.npz", 8).fingerprint)
+    np.savez(here / "again.npz", images=images)
+    assert len(prints) == 4 and load("again.npz", 8).fingerprint in prints
 
 
 def test_28_pixels_are_padded_and_grey_stays_grey(here):
@@ -393,6 +406,7 @@ GOOD = np.zeros((4, 8, 8), np.uint8)
     "make, words",
     [
         (lambda d: "no-such-set", "no data set or path"),
+        (lambda d: "", "is empty"),
         (lambda d: str(d), "no images"),
         (lambda d: (d / "x.zip").write_bytes(b"PK nonsense") and "x.zip", "not a readable zip"),
         (lambda d: (d / "x.zip").write_bytes(b"") or "x.zip", "not a readable zip"),

@@ -37,7 +37,7 @@ def tiny(here):
 def run(name, *flags):
     """The script's program in this process; bad input ends in SystemExit as it does in a process of its own."""
     script = importlib.import_module(name)
-    script.run_program(script.main, script.parse_args([*flags]))
+    datasets.run_program(f"{name}.py", script.main, script.parse_args([*flags]))
 
 
 def train(name, *flags):
@@ -106,24 +106,31 @@ def test_resume_is_exact(tiny, name):
 
 
 @every_script
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(tiny, name, number, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "number, place", [(signal.SIGINT, "train_step"), (signal.SIGTERM, "train_step"), (signal.SIGINT, "save_picture")]
+)
+def test_a_signal_saves_and_says_how_to_go_on(tiny, name, number, place, monkeypatch, capsys):
+    """Also one that comes while a picture is made, between two steps."""
     script = importlib.import_module(name)
     train(name, "--steps", "12", "--out", "a")
-    original = script.train_step
+    original = getattr(script, place)
+    calls = []
 
-    def interrupted(step, *rest):
-        if step == 4:
+    def interrupted(*arguments):
+        if len(calls) == 4:
             signal.raise_signal(number)
-        return original(step, *rest)
+        calls.append(1)
+        return original(*arguments)
 
-    monkeypatch.setattr(script, "train_step", interrupted)
+    monkeypatch.setattr(script, place, interrupted)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stop:
-        train(name, "--steps", "12", "--out", "b")
+        train(name, "--steps", "12", "--sample-every", "1", "--out", "b")
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
-    assert "saved at step 5 of 12" in (out := capsys.readouterr().out) and f"python {name}.py --resume b" in out
-    monkeypatch.setattr(script, "train_step", original)
+    step = 5 if place == "train_step" else 4
+    assert f"saved at step {step} of 12" in (out := capsys.readouterr().out)
+    assert f"python {name}.py --resume b" in out and read_checkpoint("b")["step"] == step
+    monkeypatch.setattr(script, place, original)
     run(name, "--resume", "b")
     assert_same("a", "b")
     assert [row["step"] for row in rows("b")] == [row["step"] for row in rows("a")]
@@ -254,6 +261,16 @@ def test_a_foreign_or_missing_datasets_is_one_line(tmp_path, name):
 
 
 @every_script
+def test_foreign_metrics_and_report_are_one_line_each(tiny, name, monkeypatch, capsys):
+    for module in ("metrics", "report"):
+        monkeypatch.setitem(sys.modules, module, type(sys)(module))
+        sys.modules[module].__file__ = f"/home/me/{module}.py"
+    train(name, "--steps", "2", "--eval-every", "1", "--out", "r")
+    err = capsys.readouterr().err
+    assert "metrics.py is not ours" in err and "report.py is not ours" in err
+
+
+@every_script
 def test_help_and_typing_errors_need_no_torch(tmp_path, name):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     for arguments, code in ((["--help"], 0), (["--stpes", "3"], 2)):
@@ -288,6 +305,14 @@ BAD = [
     ("--precision fp16", "invalid choice"),
     ("--generate 4", "--load"),
     ("--load r", "--generate N or with --interpolate N"),
+    ("--load r --resume r --generate 4", "--generate N or with --interpolate N"),
+    ("--to grid.png", "--load"),
+    ("--seed 99999999999999", "below"),
+    ("--data tiny.npz --batch 8 --width 9999999", "memory"),
+    ("--data tiny.npz --batch 8 --preset cats --size 16 --eval-images 1", "needs 2 images"),
+    ("--data tiny.npz --batch 8 --preset cats --size 16 --weights nofile", "no file 'nofile'"),
+    ("--resume r/last.pt", "takes a run directory: --resume r\n"),
+    ("--load r --generate 4 --to grid.jpg", "give a .png"),
     ("--load r --generate 0", "whole number"),
     ("--resume r --out s", "leave out --out"),
     ("--data no-such-set", "no data set or path"),
@@ -395,6 +420,9 @@ def test_best_is_the_lowest_fid(tiny, name, monkeypatch):
     train(name, "--steps", "6", "--eval-every", "2", "--eval-images", "10", "--out", "r")
     assert read_checkpoint("r/best.pt")["step"] == 4 and read_checkpoint("r")["best"] == 4.0
     assert [row["fid_768"] for row in rows("r") if row["fid_768"]] == ["9.0", "4.0", "6.0"]
+    found = iter([{"fid_64": 5.0}])
+    run(name, "--resume", "r", "--steps", "8", "--dims", "64")  # another protocol: 5.0 is not worse than 4.0 but new
+    assert read_checkpoint("r/best.pt")["step"] == 8 and read_checkpoint("r")["best"] == 5.0
 
 
 @every_script
@@ -415,6 +443,7 @@ def test_default_run_is_a_preset_and_flags_win(name):
     assert script.parse_args(["--width", "8"]).width == 8
     assert script.parse_args(["--epochs", "3"]).steps is None  # a length on the command line beats the preset's
     assert script.parse_args(["--data", "x.zip"]).preset is None
+    assert script.parse_args(["--lr", "0.5"]).lr_d is None  # one rate for both beats the preset's two
 
 
 @every_script
