@@ -546,16 +546,12 @@ def main(args):
     total = args.steps or args.epochs * per_epoch
     sample_every, save_every = (every or max(per_epoch, 100) for every in (args.sample_every, args.save_every))
     if checkpoint and checkpoint["step"] >= total:
-        raise InputError(
-            f"'{run}' is finished ({checkpoint['step']} steps): give a larger --steps or --epochs to go on"
-        )
+        raise InputError(f"'{run}' is finished ({checkpoint['step']} steps): give a larger --steps or --epochs")
 
     evaluates = args.eval_images and (args.eval_every or "report" in PRESETS.get(args.preset, {}))
     halves, words = reference_halves(args) if evaluates and not args.dry_run else (None, None)
     if halves and min(len(half) for half in halves) < 2:
-        raise InputError(
-            "an evaluation needs 2 images on each side: see --eval-images (0: none) and the data's test split"
-        )
+        raise InputError("an evaluation needs 2 images on each side: see --eval-images (0: none) and the test split")
     if evaluates and args.weights and not Path(args.weights).is_file():
         raise InputError(f"no file '{args.weights}': see --weights")
 
@@ -573,13 +569,12 @@ def main(args):
         return describe(args, data, networks, total, per_epoch, f"on {device} in {precision}")
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last)
-    # betas (0.5, 0.999): with Adam's usual 0.9 the game oscillates (the paper, section 4)
-    opt_g = torch.optim.Adam(
-        generator.parameters(), args.lr_g or args.lr, betas=(0.5, 0.999), fused=device.type != "mps"
-    )
-    opt_d = torch.optim.Adam(
-        discriminator.parameters(), args.lr_d or args.lr, betas=(0.5, 0.999), fused=device.type != "mps"
-    )
+
+    def adam(network, lr):
+        # betas (0.5, 0.999): with Adam's usual 0.9 the game oscillates (the paper, section 4)
+        return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=device.type != "mps")
+
+    opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
     optimisers = {"generator": opt_g, "discriminator": opt_d}
     shown = generator if average is None else average  # whose pictures are shown and measured
     fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
