@@ -162,7 +162,7 @@ def default_size(name_or_path):
     """A fitting side for --size: 32 where the images are no larger than that (28x28 ones are padded), else 64."""
     if is_named(str(name_or_path)):
         return 32 if str(name_or_path) in ("shapes", "mnist", "fashion-mnist", "cifar10") else 64
-    if not Path(name_or_path).exists():
+    if not name_or_path or not Path(name_or_path).exists():
         return 64  # load() will say what is wrong
     source = path_source(Path(name_or_path))[2]()
     try:
