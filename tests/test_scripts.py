@@ -96,9 +96,8 @@ def test_resume_is_exact(tiny, name):
     run(name, "--resume", "b", "--steps", "20")
     assert_same("a", "b")
 
-    def losses(
-        run_directory,
-    ):  # row 10 closes the first session's log early, and so row 12 has two steps instead of three
+    def losses(run_directory):
+        # row 10 closes the log of the first part early, and so row 12 has two steps instead of three
         keep = [row for row in rows(run_directory) if row["step"] not in ("10", "12")]
         return [{k: v for k, v in row.items() if k not in ("seconds", "img_per_s")} for row in keep]
 
