@@ -311,9 +311,9 @@ def path_source(path):
     """A folder, zip or .npz -> (cache key, stamp that changes when the data do, function that opens the source)."""
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if is_image(p.relative_to(path)) and p.is_file())
-        stats = [(str(p.relative_to(path)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-        stamp = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
         names = [p.relative_to(path).as_posix() for p in files]
+        stats = [(name, s.st_size, s.st_mtime_ns) for name, s in zip(names, (p.stat() for p in files), strict=True)]
+        stamp = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
         def open_source():
             return from_files(names, lambda i: Image.open(files[i]), path)
@@ -522,7 +522,7 @@ def prepared(key, stamp, size, open_source):
                 source = open_source()
                 about.unlink(missing_ok=True)
                 info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
-                write_atomic(about, lambda p: Path(p).write_text(json.dumps(info), encoding="utf-8"))
+                write_text(about, json.dumps(info))
                 found = ready()
     return found
 
@@ -666,6 +666,11 @@ def write_atomic(path, write):
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def write_text(path, text):
+    """Write a text file whole or not at all."""
+    write_atomic(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 @contextlib.contextmanager

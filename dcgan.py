@@ -176,7 +176,7 @@ from tqdm import tqdm
 
 try:
     from datasets import Batches, InputError, default_size, grid, load, locked, pick_device, read_checkpoint
-    from datasets import run_program, save_picture, to_uint8, write_atomic, write_checkpoint  # isort: skip
+    from datasets import run_program, save_picture, to_uint8, write_checkpoint, write_text  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -417,7 +417,7 @@ class Log:
         writer = csv.DictWriter(text := io.StringIO(), self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(old)
-        write_atomic(path, lambda p: Path(p).write_text(text.getvalue(), encoding="utf-8"))
+        write_text(path, text.getvalue())
         self.path = path
 
     def write(self, row):
@@ -467,7 +467,7 @@ def final_evaluation(args, checkpoint, halves, words, run, device):
         fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
     )  # fmt: skip
     result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
-    write_atomic(run / "metrics.json", lambda p: Path(p).write_text(json.dumps(result, indent=1), encoding="utf-8"))
+    write_text(run / "metrics.json", json.dumps(result, indent=1))
     changed = [f"--{k.replace('_', '-')} {getattr(args, k)}" for k in args.explicit if k in PRESETS[args.preset]]
     if changed:
         print(f"\nnot quite the preset {args.preset}: {' '.join(changed)}")
@@ -626,7 +626,7 @@ def main(args):
             "steps": total, "steps_per_epoch": per_epoch, "data": about,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }  # fmt: skip
-        write_atomic(run / "args.json", lambda p: Path(p).write_text(json.dumps(about_run, indent=1), encoding="utf-8"))
+        write_text(run / "args.json", json.dumps(about_run, indent=1))
         metrics = beside("metrics") if args.eval_every and args.eval_images else None
         scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if metrics else []
         log = Log(run / "log.csv", ["step", "epoch", "seconds", "img_per_s", *LOSSES, *scores], step)
