@@ -12,7 +12,8 @@ A data set is one of the names below, or a path of your own: a folder or a zip o
 `train/` and `test/` on top are splits), or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and, if you have
 them, `labels`, `classes` and `split` (0 train, 1 test).
 
-The last section holds what all files of the collection share: InputError, atomic files, locks, checkpoints, grids.
+The last two sections hold what all scripts of the collection share: atomic files, locks, checkpoints and grids; and
+`Run`, the plumbing around a training loop.
 """
 
 import argparse
@@ -59,12 +60,16 @@ if __name__ == "__main__":  # before the slow imports, so that --help and typing
     ARGS = parse_args()
 
 import contextlib
+import csv
 import hashlib
+import importlib
 import io
 import json
 import math
 import os
+import platform
 import re
+import signal
 import tarfile
 import time
 import urllib.request
@@ -239,11 +244,18 @@ class Batches:
 
     The images live on the training device when they take less than half of its free memory. Otherwise a thread
     gathers the next batch into one of two pinned buffers while the device works on this one.
+
+    balance: draw every class equally often. An epoch has as many images as without it; those of a small class come
+    several times in it, those of a large class in turns over the epochs.
     """
 
-    def __init__(self, data, batch, device="cpu", seed=0, stream=None):
+    def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
         if len(data.images) < batch:
             raise InputError(f"'{data.name}' has {len(data.images)} images: --batch must not be larger than that")
+        if balance and data.labels is None:
+            raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
+        self.classes = [rows for c in range(len(data.classes)) if len(rows := (data.labels == c).nonzero()[:, 0])]
+        self.classes = self.classes if balance else []
         self.device, self.batch, self.seed, self.drawn = torch.device(device), batch, seed, 0
         self.per_epoch = len(data.images) // batch
         if stream is None:
@@ -266,6 +278,11 @@ class Batches:
         if self.order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.images), generator=generator)
+            if self.classes:  # place k of the epoch belongs to class k % classes, in a random order of the places
+                share = math.ceil(len(order) / len(self.classes))
+                drawn = [rows[torch.cat([torch.randperm(len(rows), generator=generator)
+                         for _ in range(math.ceil(share / len(rows)))])[:share]] for rows in self.classes]  # fmt: skip
+                order = torch.stack(drawn, dim=1).flatten()[order]
             self.order = (epoch, order, order.to(self.device))
         here = slice(place * self.batch, (place + 1) * self.batch)
         return self.order[1][here], self.order[2][here]
@@ -762,6 +779,389 @@ def save_picture(picture, path):
     """Write a PIL picture as PNG, atomically, making the folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda p: picture.save(p, format="PNG"))
+
+
+# ------------------------------------------------------------------------------------------ a run of a model script
+
+CHANGEABLE = set("steps epochs device precision log_every sample_every save_every eval_every eval_images".split())
+CHANGEABLE |= {"dims", "weights", "resume", "dry_run"}  # what may differ when a run goes on
+
+
+def new_run(script, args, data_name):
+    """Make and return the run directory: --out, or runs/<script>-<data>[-<preset>]-<n> with the next free n."""
+    if args.out:
+        path, early = Path(args.out), {".lock", "args.json", "log.csv"}  # all that a run killed at once leaves
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir() if p.suffix != ".tmp"} - early):
+            raise InputError(f"'{path}' exists and is not empty: use --resume {path}, or another --out")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    preset = f"-{args.preset}" if args.preset and args.preset != data_name else ""
+    base, n = Path("runs") / f"{script}-{data_name}{preset}", 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (path := Path(f"{base}-{n}")).mkdir(parents=True)
+            return path
+        n += 1
+
+
+def resumed(script, flags, args):
+    """--resume -> (run directory, its checkpoint, its flags with the changes that are allowed)."""
+    if not args.resume:
+        runs = sorted(Path("runs").glob(f"{script}-*/last.pt"), key=lambda p: p.stat().st_mtime_ns)
+        if not runs:
+            raise InputError(f"no run of {script}.py in runs/ to resume")
+        args.resume = str(runs[-1].parent)
+    checkpoint = checkpoint_of(script, args.resume)
+    if not Path(args.resume).is_dir():
+        raise InputError(f"--resume takes a run directory: --resume {Path(args.resume).parent}")
+    merged = {k: v[0] for k, v in flags.items()} | checkpoint["flags"]
+    for name in args.explicit:
+        new = getattr(args, name)
+        if name not in CHANGEABLE | {"data"} and new != merged[name]:  # data: its fingerprint is compared
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} was {merged[name]} in this run and cannot become {new} on resume")
+        merged[name] = new
+    if "epochs" in args.explicit and "steps" not in args.explicit:
+        merged["steps"] = None
+    return Path(args.resume), checkpoint, argparse.Namespace(**merged, explicit=args.explicit)
+
+
+class Log:
+    """log.csv. Opened again on resume, it drops the rows after the checkpoint: those steps are done once more."""
+
+    def __init__(self, path, columns, step):
+        old = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                old = [row for row in csv.DictReader(file) if int(row.get("step") or step + 1) <= step]
+        self.columns = columns + [c for c in (old[0] if old else []) if c and c not in columns]
+        writer = csv.DictWriter(text := io.StringIO(), self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(old)
+        write_text(path, text.getvalue())
+        self.path = path
+
+    def write(self, row):
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+
+
+class Run:
+    """One training run of a model script: everything around the networks and their train step.
+
+        run = Run("dcgan", args, FLAGS, PRESETS, LOSSES)    # the data, the device, the length; --resume is read
+        ... build networks and optimisers ...
+        with run.opened(networks, optimisers, sample, fakes):   # the directory, its lock, the checkpoint, the log
+            for step in run.steps():
+                run.record(train_step(step, ...))               # logs, draws, saves and evaluates when it is time
+        run.finish(generate)                                    # plots, and the metrics of a preset
+
+    sample()    writes the pictures of this moment, named by run.step
+    fakes(n)    n generated pictures, uint8, for --eval-every
+    measure()   more columns of the log, {name: value}, at every sample; their names are `columns`
+    A run goes on exactly where it stopped: see `snapshot` for what that takes.
+    """
+
+    def __init__(self, script, args, flags, presets, losses, updates=None):
+        """losses: the columns of what train_step returns. updates: the flag that says how many batches a step draws."""
+        self.script, self.losses, self.checkpoint, self.path = script, losses, None, None
+        if args.resume is not None:
+            self.path, self.checkpoint, args = resumed(script, flags, args)
+        self.args, self.preset = args, presets.get(args.preset, {})
+        self.flags = {k: v for k, v in vars(args).items() if k in flags and k != "resume"}
+        self.device, self.precision = pick_device(args.device, args.precision)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
+        self.flags["size"] = args.size = args.size or default_size(args.data)
+        self.data = load(args.data, args.size)
+        if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
+            raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
+        self.held_out = None
+        if getattr(args, "hold_out", 0):
+            self.data, self.held_out = hold_out(self.data, args.hold_out)
+        elif self.data.held_out:
+            self.held_out = load(args.data, args.size, "test")
+        balance = getattr(args, "balance", False)
+        self.batches = Batches(self.data, args.batch, self.device, args.seed, balance=balance)
+        self.per_epoch = max(1, self.batches.per_epoch // (getattr(args, updates) if updates else 1))
+        self.total = args.steps or args.epochs * self.per_epoch
+        self.sample_every, self.save_every = (
+            every or max(self.per_epoch, 100) for every in (args.sample_every, args.save_every)
+        )
+        if self.checkpoint and self.checkpoint["step"] >= self.total:
+            step = self.checkpoint["step"]
+            raise InputError(f"'{self.path}' is finished ({step} steps): give a larger --steps or --epochs")
+        self.halves = self.words = None
+        if args.eval_images and (args.eval_every or "report" in self.preset) and not args.dry_run:
+            self.halves, self.words = self.reference_halves()
+            if min(len(half) for half in self.halves) < 2:
+                raise InputError(
+                    "an evaluation needs 2 images on each side: see --eval-images (0: none) and the test split"
+                )
+            if args.weights and not Path(args.weights).is_file():
+                raise InputError(f"no file '{args.weights}': see --weights")
+        self.step, self.seconds, self.best, self.recent, self.stop = 0, 0.0, math.inf, [], []
+
+    def reference_halves(self):
+        """Two disjoint sets of real images: one chooses best.pt, the other gives the final numbers (so a fair result).
+
+        They are the halves of the held-out split, or where the data have none of a fixed random part of all images.
+        """
+        pool = load(self.args.data, self.args.size, "test")
+        order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(0))
+        words = "held-out images" if pool.held_out else "training images (the data have no held-out split)"
+        return [pool.images[order[i::2][: self.args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
+
+    def plan(self):
+        """The last lines of --dry-run."""
+        shape, args = tuple(self.data.images.shape[1:]), self.args
+        print(f"data: {self.data.name} from {args.data}: {len(self.data.images)} images {shape}, {self.data.note}")
+        print(
+            f"plan: {self.total} steps of {args.batch} images, {self.per_epoch} steps an epoch "
+            f"({self.total / self.per_epoch:.1f} epochs)"
+        )
+        print(f"on {self.device} in {self.precision}; seed {args.seed}. Nothing was trained.")
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def snapshot(self):
+        """The checkpoint: one dict of tensors and plain values, all that an exact continuation needs."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            rng[self.device.type] = getattr(torch, self.device.type).get_rng_state()
+        return {
+            "script": self.script, "format": 1, "flags": self.flags, "step": self.step, "seconds": self.seconds,
+            "best": self.best, "steps_per_epoch": self.per_epoch, "data": self.about, "drawn": self.batches.drawn,
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "recent": torch.stack(self.recent).cpu() if self.recent else torch.empty(0, len(self.losses)),
+            "rng": rng, **self.extra,
+        }  # fmt: skip
+
+    def restore(self):
+        saved, args = self.checkpoint, self.args
+        for name, network in self.networks.items():
+            network.load_state_dict(saved["networks"][name])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(saved["optimisers"][name])
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        if all(getattr(args, k) == saved["flags"][k] for k in ("dims", "weights", "eval_images")):
+            self.best = saved["best"]  # under another protocol FIDs do not compare, and the next one is the best
+        self.recent = list(saved["recent"].to(self.device))
+        self.batches.drawn = saved["drawn"]
+        torch.set_rng_state(saved["rng"]["cpu"])
+        if self.device.type in saved["rng"] and self.device.type != "cpu":
+            getattr(torch, self.device.type).set_rng_state(saved["rng"][self.device.type])
+
+    @contextlib.contextmanager
+    def opened(self, networks, optimisers, sample, fakes, columns=(), measure=None, extra=None):
+        """Hold the run directory while training. networks, optimisers: dicts; extra: more to keep in checkpoints."""
+        args, data = self.args, self.data
+        self.networks, self.optimisers, self.extra = networks, optimisers, extra or {}
+        self.sample, self.fakes, self.measure = sample, fakes, measure
+        counts = torch.bincount(data.labels, minlength=len(data.classes)).tolist() if data.labels is not None else []
+        self.about = {
+            "name": data.name, "source": args.data, "fingerprint": data.fingerprint, "size": args.size,
+            "channels": data.images.shape[1], "count": len(data.images), "classes": data.classes, "counts": counts,
+        }  # fmt: skip
+        if self.checkpoint:
+            self.restore()
+        self.path = self.path or new_run(self.script, args, data.name)
+        with locked(self.path / ".lock", busy=f"another process is training in '{self.path}'"):
+            if self.checkpoint and read_checkpoint(self.path)["step"] != self.checkpoint["step"]:
+                raise InputError(f"another process went on with '{self.path}' meanwhile: resume it again")
+            for half_written in self.path.glob("*.tmp"):  # left by kill -9
+                half_written.unlink()
+            about_run = {
+                "script": self.script, "preset": args.preset, "flags": self.flags, "device": str(self.device),
+                "precision": self.precision, "steps": self.total, "steps_per_epoch": self.per_epoch,
+                "data": self.about, "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            }  # fmt: skip
+            write_text(self.path / "args.json", json.dumps(about_run, indent=1))
+            self.metrics = beside("metrics") if args.eval_every and args.eval_images else None
+            scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if self.metrics else []
+            header = ["step", "epoch", "seconds", "img_per_s", *self.losses, *columns, *scores]
+            self.log = Log(self.path / "log.csv", header, self.step)
+            print(f"{self.script}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
+            print(
+                f"{self.total} steps of {args.batch}, {self.per_epoch} an epoch; {self.device}, {self.precision}; "
+                f"everything goes to {self.path}"
+            )
+            if not self.checkpoint:
+                self.save("last.pt")
+                sample()
+            # A signal that comes lets the step in progress finish; then the run saves and ends.
+            signals = (signal.SIGINT, signal.SIGTERM)
+            handlers = {s: signal.signal(s, lambda number, _: self.stop.append(number)) for s in signals}
+            self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None)
+            self.mark = self.said = time.perf_counter()
+            self.logged = (self.step, self.seconds)
+            try:
+                yield
+                if self.step < self.total:
+                    self.seconds += time.perf_counter() - self.mark
+                    self.save("last.pt")
+            finally:
+                self.bar.close()
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        if self.step < self.total:
+            go_on = f"python {self.script}.py --resume {self.path}"
+            print(f"stopped and saved at step {self.step} of {self.total}; go on with: {go_on}")
+            sys.exit(128 + self.stop[0])
+        print(f"done: {self.step} steps in {self.seconds:.0f} s; pictures in {self.path / 'samples'}")
+
+    def steps(self):
+        """The steps that remain, until the last one or a signal."""
+        while self.step < self.total and not self.stop:
+            yield self.step
+
+    def fail_at(self, step):
+        raise InputError(
+            f"a loss or weight is not finite at step {step}: stopped; {self.path / 'last.pt'} is the last good "
+            "checkpoint. Start again with a lower --lr"
+        )
+
+    def save(self, name):
+        if not all(p.isfinite().all() for network in self.networks.values() for p in network.parameters()):
+            self.fail_at(self.step)
+        write_checkpoint(self.snapshot(), self.path / name)
+
+    def record(self, losses):
+        """Count one step. losses: float32 (len(LOSSES),) on the device, which is not waited for between two logs."""
+        args = self.args
+        self.step += 1
+        self.recent.append(losses)
+        self.bar.update()
+        step, ends = self.step, self.step == self.total
+        due_eval = self.metrics and (ends or step % args.eval_every == 0)
+        due_sample = ends or step % self.sample_every == 0
+        due_log = ends or due_eval or (self.measure and due_sample) or step % args.log_every == 0
+        due_save = ends or step % self.save_every == 0
+        failed = self.device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
+        if not (due_log or due_sample or due_save or failed):
+            return
+        table = torch.stack(self.recent).cpu()  # the only place where the program waits for a GPU
+        if len(bad := (~table.isfinite().all(1)).nonzero()):
+            self.fail_at(step - len(self.recent) + 1 + int(bad[0]))
+        self.seconds += time.perf_counter() - self.mark
+        if due_log:
+            rate = args.batch * (step - self.logged[0]) / max(self.seconds - self.logged[1], 1e-9)
+            means = dict(zip(self.losses, table.mean(0).tolist(), strict=True))
+            row = {"step": step, "epoch": round(step / self.per_epoch, 4), "seconds": round(self.seconds, 3)}
+            row |= {"img_per_s": round(rate, 1)} | means
+            self.recent, self.logged = [], (step, self.seconds)
+            text = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in means.items())
+            self.bar.set_postfix_str(text := f"{text}, {rate:.0f} img/s")
+            if self.bar.disable and (time.perf_counter() - self.said > 10 or ends):  # no terminal: a line now and then
+                print(f"step {step}/{self.total} (epoch {step / self.per_epoch:.1f}): {text}", flush=True)
+                self.said = time.perf_counter()
+            more = self.measure() if self.measure and due_sample else {}
+            self.log.write(row | more | (self.evaluate() if due_eval else {}))
+        if due_sample:
+            self.sample()
+        if due_save:
+            self.save("last.pt")
+        self.mark = time.perf_counter()
+
+    def evaluate(self):
+        """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""
+        args = self.args
+        values = self.metrics.evaluate(
+            self.halves[0], self.fakes(args.eval_images), dims=args.dims, weights=args.weights, device=self.device,
+            real_words=self.words,
+        )  # fmt: skip
+        found = self.metrics.scores(values)
+        chosen = max((dim for dim in args.dims if f"fid_{dim}" in found), default=None)
+        if chosen and found[f"fid_{chosen}"] < self.best:
+            self.best = found[f"fid_{chosen}"]
+            self.save("best.pt")
+        return found
+
+    def finish(self, generate, more=None):
+        """After the last step: plots and, for a report's preset, its metrics; kept in metrics.json.
+
+        generate: the script's own. more(metrics): further values in the form of metrics.evaluate, for this script.
+        """
+        args, report, checkpoint = self.args, self.preset.get("report"), self.snapshot()
+        if (pictures := beside("report")) is not None:
+            for path in pictures.report(self.path):
+                print(f"wrote {path}")
+        if report and args.eval_images and (metrics := beside("metrics")) is not None:
+            other, real = self.halves
+            fake = generate(checkpoint, args.eval_images, args.seed + 2, self.device)
+            values = metrics.evaluate(
+                real, fake, floor=other, dims=args.dims, weights=args.weights, device=self.device,
+                real_words=self.words,
+                fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
+            )  # fmt: skip
+            values += more(metrics) if more else []
+            result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
+            write_text(self.path / "metrics.json", json.dumps(result, indent=1))
+            if changed := [f"--{k.replace('_', '-')} {getattr(args, k)}" for k in args.explicit if k in self.preset]:
+                print(f"\nnot quite the preset {args.preset}: {' '.join(changed)}")
+            print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
+            print(metrics.table(values, report))
+        print(f"\ntry next: python {self.script}.py --load {self.path} --generate 64 --to grid.png")
+        print(f"          python {self.script}.py --resume {self.path} --steps {2 * checkpoint['step']}")
+
+
+def beside(name):
+    """metrics.py or report.py if it lies beside this script; else one line that says so, and None."""
+    try:
+        module = importlib.import_module(name)
+        if hasattr(module, {"metrics": "evaluate", "report": "report"}[name]):
+            return module
+        problem = f"{module.__file__} is not ours"
+    except ModuleNotFoundError as error:
+        problem = error
+    print(f"{name}.py is not used: {problem}", file=sys.stderr)
+    return None
+
+
+def hold_out(data, count):
+    """Images -> (the rest, `count` of them), at random but always the same; for sets without a split of their own."""
+    if data.held_out:
+        raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
+    if count >= len(data.images):
+        raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be smaller than that")
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
+
+    def part(rows, note):
+        labels = data.labels[rows] if data.labels is not None else None
+        return data._replace(images=data.images[rows], labels=labels, note=f"{data.note}; {note}")
+
+    return part(order[count:].sort().values, f"{count} held out"), part(order[:count].sort().values, "held out")
+
+
+def checkpoint_of(script, path):
+    """read_checkpoint, for the checkpoints of one script only."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint["script"] != script:
+        raise InputError(f"'{path}' is a checkpoint of {checkpoint['script']}.py: use it with that script")
+    return checkpoint
+
+
+def weights_used(checkpoint):
+    """Which weights of a checkpoint make its pictures, in words."""
+    ema = checkpoint["flags"]["ema"]
+    return (f"averaged weights (EMA {ema})" if ema else "plain weights") + f" at step {checkpoint['step']}"
+
+
+def write_pictures(images, to, columns=None):
+    """Write uint8 (N, C, H, W) to `to`: one grid if it is FILE.png, else a new folder of N PNGs."""
+    to = Path(to)
+    if to.suffix.lower() == ".png":
+        save_picture(grid(images, columns), to)
+    elif to.suffix:
+        raise InputError(f"--to {to}: give a .png for one grid, or a folder")
+    elif to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"'{to}' exists and is not an empty folder: choose another --to")
+    else:
+        for i, image in enumerate(images):
+            save_picture(grid(image[None]), to / f"{i:05d}.png")
+    print(f"wrote {len(images)} pictures to {to}")
 
 
 # ----------------------------------------------------------------------------------------------- command line

@@ -144,8 +144,9 @@ def parse_args(argv=None):
         preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
     args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
     args.explicit = sorted(given)
-    lonely = [name for name in ("generate", "interpolate", "interpolation", "to") if name in given and not args.load]
-    if lonely or args.load and (bool(args.generate) == bool(args.interpolate) or args.resume is not None):
+    uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
+    lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
+    if lonely or args.load and (len(uses) != 1 or args.resume is not None):
         parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
     if args.resume is not None and args.out:
         parser.error("--resume goes on in its own directory: leave out --out")
@@ -157,26 +158,16 @@ def parse_args(argv=None):
 if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
     ARGS = parse_args()
 
-import contextlib
 import copy
-import csv
-import importlib
-import io
-import json
-import math
-import platform
-import signal
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 try:
-    from datasets import Batches, InputError, default_size, grid, load, locked, pick_device, read_checkpoint
-    from datasets import run_program, save_picture, to_uint8, write_checkpoint, write_text  # isort: skip
+    from datasets import Run, checkpoint_of, grid, pick_device, run_program, save_picture, to_uint8, weights_used
+    from datasets import write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -318,11 +309,6 @@ def load_generator(checkpoint, device="cpu"):
     return generator.to(device, memory_format=torch.channels_last).eval()
 
 
-def weights_used(checkpoint):
-    ema = checkpoint["flags"]["ema"]
-    return (f"averaged weights (EMA {ema})" if ema else "plain weights") + f" at step {checkpoint['step']}"
-
-
 @torch.no_grad()
 def pictures(generator, z):
     """Latents (N, latent_dim) -> uint8 (N, colours, size, size) on the CPU, 100 at a time."""
@@ -355,218 +341,50 @@ def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"
     return pictures(load_generator(checkpoint, device), z.flatten(0, 1))
 
 
-# --- shared: run directory ---
-CHANGEABLE = set("steps epochs device precision log_every sample_every save_every eval_every eval_images".split())
-CHANGEABLE |= {"dims", "weights", "resume", "dry_run"}  # what may differ when a run goes on
-
-
-def new_run(args, data_name):
-    """Make and return the run directory: --out, or runs/<script>-<data>[-<preset>]-<n> with the next free n."""
-    if args.out:
-        path, early = Path(args.out), {".lock", "args.json", "log.csv"}  # all that a run killed at once leaves
-        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir() if p.suffix != ".tmp"} - early):
-            raise InputError(f"'{path}' exists and is not empty: use --resume {path}, or another --out")
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-    preset = f"-{args.preset}" if args.preset and args.preset != data_name else ""
-    base, n = Path("runs") / f"{SCRIPT}-{data_name}{preset}", 1
-    while True:
-        with contextlib.suppress(FileExistsError):
-            (path := Path(f"{base}-{n}")).mkdir(parents=True)
-            return path
-        n += 1
-
-
-def resumed(args):
-    """--resume -> (run directory, its checkpoint, its flags with the changes that are allowed)."""
-    if not args.resume:
-        runs = sorted(Path("runs").glob(f"{SCRIPT}-*/last.pt"), key=lambda p: p.stat().st_mtime_ns)
-        if not runs:
-            raise InputError(f"no run of {SCRIPT}.py in runs/ to resume")
-        args.resume = str(runs[-1].parent)
-    checkpoint = read_checkpoint(args.resume)
-    if not Path(args.resume).is_dir():
-        raise InputError(f"--resume takes a run directory: --resume {Path(args.resume).parent}")
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"'{args.resume}' is a run of {checkpoint['script']}.py: resume it with that script")
-    flags = argparse.Namespace(**{k: v[0] for k, v in FLAGS.items()} | checkpoint["flags"], explicit=args.explicit)
-    for name in args.explicit:
-        new = getattr(args, name)
-        if name not in CHANGEABLE | {"data"} and new != getattr(flags, name):  # data: its fingerprint is compared
-            flag = name.replace("_", "-")
-            raise InputError(f"--{flag} was {getattr(flags, name)} in this run and cannot become {new} on resume")
-        setattr(flags, name, new)
-    if "epochs" in args.explicit and "steps" not in args.explicit:
-        flags.steps = None
-    return Path(args.resume), checkpoint, flags
-
-
-# --- end shared ---
-
-
-# --- shared: log ---
-class Log:
-    """log.csv. Opened again on resume, it drops the rows after the checkpoint: those steps are done once more."""
-
-    def __init__(self, path, columns, step):
-        old = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                old = [row for row in csv.DictReader(file) if int(row.get("step") or step + 1) <= step]
-        self.columns = columns + [c for c in (old[0] if old else []) if c and c not in columns]
-        writer = csv.DictWriter(text := io.StringIO(), self.columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(old)
-        write_text(path, text.getvalue())
-        self.path = path
-
-    def write(self, row):
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
-
-
-# --- end shared ---
-
-
-# ---------------------------------------------------------------------------------------------------- evaluate
-
-
-def beside(name):
-    """metrics.py or report.py if it lies beside this script; else one line that says so, and None."""
-    try:
-        module = importlib.import_module(name)
-        if hasattr(module, {"metrics": "evaluate", "report": "report"}[name]):
-            return module
-        problem = f"{module.__file__} is not ours"
-    except ModuleNotFoundError as error:
-        problem = error
-    print(f"{name}.py is not used: {problem}", file=sys.stderr)
-    return None
-
-
-def reference_halves(args):
-    """Two disjoint sets of real images: one chooses best.pt, the other gives the final numbers (and so a fair result).
-
-    They are the halves of the held-out split, or where the data have none of a fixed random part of the training set.
-    """
-    pool = load(args.data, args.size, "test")
-    order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(0))
-    words = "held-out images" if pool.held_out else "training images (the data have no held-out split)"
-    return [pool.images[order[i::2][: args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
-
-
-def final_evaluation(args, checkpoint, halves, words, run, device):
-    """At the end of a preset: the report's metrics under its protocol, ours beside theirs; kept in metrics.json."""
-    if (metrics := beside("metrics")) is None:
-        return
-    report = PRESETS[args.preset]["report"]
-    other, real = halves
-    fake = generate(checkpoint, args.eval_images, args.seed + 2, device)
-    values = metrics.evaluate(
-        real, fake, floor=other, dims=args.dims, weights=args.weights, device=device, real_words=words,
-        fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
-    )  # fmt: skip
-    result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
-    write_text(run / "metrics.json", json.dumps(result, indent=1))
-    changed = [f"--{k.replace('_', '-')} {getattr(args, k)}" for k in args.explicit if k in PRESETS[args.preset]]
-    if changed:
-        print(f"\nnot quite the preset {args.preset}: {' '.join(changed)}")
-    print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
-    print(metrics.table(values, report))
-
-
-def finish(args, checkpoint, halves, words, run, device):
-    """After the last step: plots and, for a report's preset, its metrics. Then what to try next."""
-    if (report := beside("report")) is not None:
-        for path in report.report(run):
-            print(f"wrote {path}")
-    if "report" in PRESETS.get(args.preset, {}) and args.eval_images:
-        final_evaluation(args, checkpoint, halves, words, run, device)
-    print(f"\ntry next: python {SCRIPT}.py --load {run} --generate 64 --to grid.png")
-    print(f"          python {SCRIPT}.py --resume {run} --steps {2 * checkpoint['step']}")
-
-
 def use_checkpoint(args):
     """--load with --generate or --interpolate: a grid in one file, or a folder of PNGs."""
-    checkpoint = read_checkpoint(args.load)
-    if checkpoint["script"] != SCRIPT:
-        raise InputError(f"'{args.load}' is a checkpoint of {checkpoint['script']}.py: use it with that script")
+    checkpoint = checkpoint_of(SCRIPT, args.load)
     device, _ = pick_device(args.device)
+    print(f"{SCRIPT}, {weights_used(checkpoint)}")
     if args.generate:
-        images, columns = generate(checkpoint, args.generate, args.seed, device), None
-        to = Path(args.to or "generated.png")
+        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
     else:
         images = interpolate(checkpoint, 8, args.interpolate, args.interpolation, args.seed, device)
-        to, columns = Path(args.to or "interpolation.png"), args.interpolate
-    if to.suffix.lower() == ".png":
-        save_picture(grid(images, columns), to)
-    elif to.suffix:
-        raise InputError(f"--to {to}: give a .png for one grid, or a folder")
-    elif to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"'{to}' exists and is not an empty folder: choose another --to")
-    else:
-        for i, image in enumerate(images):
-            save_picture(grid(image[None]), to / f"{i:05d}.png")
-    print(f"wrote {len(images)} pictures to {to}: {weights_used(checkpoint)}")
+        write_pictures(images, args.to or "interpolation.png", columns=args.interpolate)
 
 
 # -------------------------------------------------------------------------------------------------------- main
 
 
-def describe(args, data, networks, total, per_epoch, where):
-    """--dry-run: the shape after every layer, the parameter counts and the plan."""
-    x = torch.zeros(2, args.latent_dim, 1, 1)
-    for title, network in networks.items():
+def describe(generator, discriminator, latent_dim):
+    """--dry-run: the parameter counts, and the shape after every layer."""
+    x = torch.zeros(2, latent_dim, 1, 1)
+    for network in (generator.eval(), discriminator.eval()):
         parameters = sum(p.numel() for p in network.parameters())
-        print(f"{title}: {parameters:,} parameters\n  {'input':22s} {tuple(x.shape[1:])}")
+        print(f"{type(network).__name__}: {parameters:,} parameters\n  {'input':22s} {tuple(x.shape[1:])}")
         with torch.no_grad():
-            for layer in network.cpu().eval().layers:
+            for layer in network.layers:
                 x = layer(x)
                 print(f"  {type(layer).__name__:22s} {tuple(x.shape[1:])}")
-    print(f"data: {data.name} from {args.data}: {len(data.images)} images {tuple(data.images.shape[1:])}, {data.note}")
-    print(f"plan: {total} steps of {args.batch} images, {per_epoch} steps an epoch ({total / per_epoch:.1f} epochs)")
-    print(f"{where}; seed {args.seed}. Nothing was trained.")
 
 
 def main(args):
     if args.load:
         return use_checkpoint(args)
-    checkpoint = run = None
-    if args.resume is not None:
-        run, checkpoint, args = resumed(args)
-    device, precision = pick_device(args.device, args.precision)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # so that random states and events are those of this GPU
-    args.size = args.size or default_size(args.data)
-    data = load(args.data, args.size)
-    if checkpoint and data.fingerprint != checkpoint["data"]["fingerprint"]:
-        raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
-    batches = Batches(data, args.batch, device, args.seed)
-    per_epoch = max(1, batches.per_epoch // args.d_steps)
-    total = args.steps or args.epochs * per_epoch
-    sample_every, save_every = (every or max(per_epoch, 100) for every in (args.sample_every, args.save_every))
-    if checkpoint and checkpoint["step"] >= total:
-        raise InputError(f"'{run}' is finished ({checkpoint['step']} steps): give a larger --steps or --epochs")
+    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES, updates="d_steps")
+    args, device, colours = run.args, run.device, run.data.images.shape[1]
 
-    evaluates = args.eval_images and (args.eval_every or "report" in PRESETS.get(args.preset, {}))
-    halves, words = reference_halves(args) if evaluates and not args.dry_run else (None, None)
-    if halves and min(len(half) for half in halves) < 2:
-        raise InputError("an evaluation needs 2 images on each side: see --eval-images (0: none) and the test split")
-    if evaluates and args.weights and not Path(args.weights).is_file():
-        raise InputError(f"no file '{args.weights}': see --weights")
-
-    # Build. The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
+    # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
     torch.manual_seed(args.seed)
-    colours = data.images.shape[1]
     generator = Generator(args.size, colours, args.latent_dim, args.width).apply(init_weights)
     discriminator = Discriminator(args.size, colours, args.width).apply(init_weights)
+    if args.dry_run:
+        describe(generator, discriminator, args.latent_dim)
+        return run.plan()
     networks = {"generator": generator, "discriminator": discriminator}
     average = None
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(generator)
-    if args.dry_run:
-        networks.pop("ema", None)
-        return describe(args, data, networks, total, per_epoch, f"on {device} in {precision}")
     for network in networks.values():
         network.to(device, memory_format=torch.channels_last)
 
@@ -575,150 +393,26 @@ def main(args):
         return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=device.type != "mps")
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
-    optimisers = {"generator": opt_g, "discriminator": opt_d}
     shown = generator if average is None else average  # whose pictures are shown and measured
     fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
 
-    def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    def pictures_now(z):
+        images = pictures(shown.eval(), z)
+        shown.train()
+        return images
 
-    # State that a checkpoint holds besides the networks and optimisers.
-    step, seconds, best, recent = 0, 0.0, math.inf, []
-    if checkpoint:
-        for name, network in networks.items():
-            network.load_state_dict(checkpoint["networks"][name])
-        for name, optimiser in optimisers.items():
-            optimiser.load_state_dict(checkpoint["optimisers"][name])
-        step, seconds = checkpoint["step"], checkpoint["seconds"]
-        if all(getattr(args, k) == checkpoint["flags"][k] for k in ("dims", "weights", "eval_images")):
-            best = checkpoint["best"]  # under another protocol FIDs do not compare, and the next one is the best
-        recent = list(checkpoint["recent"].to(device))
-        batches.drawn = checkpoint["drawn"]
-        torch.set_rng_state(checkpoint["rng"]["cpu"])
-        if device.type in checkpoint["rng"] and device.type != "cpu":
-            getattr(torch, device.type).set_rng_state(checkpoint["rng"][device.type])
+    def sample():
+        save_picture(grid(pictures_now(fixed), 8), run.path / "samples" / f"{run.step:06d}.png")
 
-    about = {
-        "name": data.name, "source": args.data, "fingerprint": data.fingerprint, "size": args.size,
-        "channels": colours, "count": len(data.images), "classes": data.classes,
-    }  # fmt: skip
-    flags = {k: v for k, v in vars(args).items() if k in FLAGS and k != "resume"}
+    def fakes(n):
+        return pictures_now(torch.randn(n, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2)))
 
-    def snapshot():
-        return {
-            "script": SCRIPT, "format": 1, "flags": flags, "step": step, "seconds": seconds, "best": best,
-            "steps_per_epoch": per_epoch, "data": about, "drawn": batches.drawn,
-            "networks": {name: network.state_dict() for name, network in networks.items()},
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
-            "recent": torch.stack(recent).cpu() if recent else torch.empty(0, len(LOSSES)),
-            "rng": {"cpu": torch.get_rng_state()}
-            | ({device.type: getattr(torch, device.type).get_rng_state()} if device.type != "cpu" else {}),
-        }  # fmt: skip
-
-    run = run or new_run(args, data.name)
-    with locked(run / ".lock", busy=f"another process is training in '{run}'"):
-        if checkpoint and read_checkpoint(run)["step"] != checkpoint["step"]:
-            raise InputError(f"another process went on with '{run}' meanwhile: resume it again")
-        for half_written in run.glob("*.tmp"):  # left by kill -9
-            half_written.unlink()
-        about_run = {
-            "script": SCRIPT, "preset": args.preset, "flags": flags, "device": str(device), "precision": precision,
-            "steps": total, "steps_per_epoch": per_epoch, "data": about,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }  # fmt: skip
-        write_text(run / "args.json", json.dumps(about_run, indent=1))
-        metrics = beside("metrics") if args.eval_every and args.eval_images else None
-        scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if metrics else []
-        log = Log(run / "log.csv", ["step", "epoch", "seconds", "img_per_s", *LOSSES, *scores], step)
-        print(f"{SCRIPT}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
-        print(f"{total} steps of {args.batch}, {per_epoch} an epoch; {device}, {precision}; everything goes to {run}")
-
-        def fail_at(bad_step):
-            raise InputError(
-                f"a loss or weight is not finite at step {bad_step}: stopped; {run / 'last.pt'} is the last good "
-                "checkpoint. Start again with a lower --lr"
+    with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
+        for step in run.steps():
+            run.record(
+                train_step(step, args, run.batches, generator, discriminator, opt_g, opt_d, average, run.autocast)
             )
-
-        def save(name):
-            if not all(p.isfinite().all() for network in networks.values() for p in network.parameters()):
-                fail_at(step)
-            write_checkpoint(snapshot(), run / name)
-
-        def sample():
-            save_picture(grid(pictures(shown.eval(), fixed), 8), run / "samples" / f"{step:06d}.png")
-            shown.train()
-
-        def measure():
-            """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""
-            nonlocal best
-            z = torch.randn(args.eval_images, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
-            fake = pictures(shown.eval(), z)
-            shown.train()
-            values = metrics.evaluate(
-                halves[0], fake, dims=args.dims, weights=args.weights, device=device, real_words=words
-            )
-            found = metrics.scores(values)
-            chosen = max((dim for dim in args.dims if f"fid_{dim}" in found), default=None)
-            if chosen and found[f"fid_{chosen}"] < best:
-                best = found[f"fid_{chosen}"]
-                save("best.pt")
-            return found
-
-        if not checkpoint:
-            save("last.pt")
-            sample()
-        stop = []  # signals that have come: the step in progress is finished, then the run saves and ends
-        handlers = {s: signal.signal(s, lambda number, _: stop.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
-        mark = said = time.perf_counter()
-        logged_step, logged_seconds = step, seconds
-        bar = tqdm(total=total, initial=step, unit="step", disable=None)
-        try:
-            while step < total and not stop:
-                losses = train_step(step, args, batches, generator, discriminator, opt_g, opt_d, average, autocast)
-                step += 1
-                recent.append(losses)
-                bar.update()
-                ends = step == total
-                due_eval = metrics and (ends or step % args.eval_every == 0)
-                due_log = ends or due_eval or step % args.log_every == 0
-                due_sample = ends or step % sample_every == 0
-                due_save = ends or step % save_every == 0
-                failed = device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
-                if not (due_log or due_sample or due_save or failed):
-                    continue
-                table = torch.stack(recent).cpu()  # the only place where the program waits for a GPU
-                if len(bad := (~table.isfinite().all(1)).nonzero()):
-                    fail_at(step - len(recent) + 1 + int(bad[0]))
-                seconds += time.perf_counter() - mark
-                if due_log:
-                    rate = args.batch * (step - logged_step) / max(seconds - logged_seconds, 1e-9)
-                    means = dict(zip(LOSSES, table.mean(0).tolist(), strict=True))
-                    row = {"step": step, "epoch": round(step / per_epoch, 4), "seconds": round(seconds, 3)}
-                    row |= {"img_per_s": round(rate, 1)} | means
-                    recent, logged_step, logged_seconds = [], step, seconds
-                    text = " ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in means.items())
-                    bar.set_postfix_str(text := f"{text}, {rate:.0f} img/s")
-                    if bar.disable and (time.perf_counter() - said > 10 or ends):  # no terminal: a line now and then
-                        print(f"step {step}/{total} (epoch {step / per_epoch:.1f}): {text}", flush=True)
-                        said = time.perf_counter()
-                    log.write(row | (measure() if due_eval else {}))
-                if due_sample:
-                    sample()
-                if due_save:
-                    save("last.pt")
-                mark = time.perf_counter()
-            if step < total:  # a signal, wherever it came
-                seconds += time.perf_counter() - mark
-                save("last.pt")
-        finally:
-            bar.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        if step < total:
-            print(f"stopped and saved at step {step} of {total}; go on with: python {SCRIPT}.py --resume {run}")
-            sys.exit(128 + stop[0])
-        print(f"done: {step} steps in {seconds:.0f} s; pictures in {run / 'samples'}")
-        finish(args, snapshot(), halves, words, run, device)
+    run.finish(generate)
 
 
 if __name__ == "__main__":
