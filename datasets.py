@@ -158,6 +158,24 @@ def load(name_or_path, size, split="train"):
     return Images(images, labels, info["classes"], name, info["fingerprint"], info["split"] is not None, info["note"])
 
 
+def load_parts(name_or_path, size, count=0):
+    """(training images, held-out images or None). count: how many to hold out of a set without a split of its own,
+    at random but always the same ones."""
+    data = load(name_or_path, size)
+    if not count:
+        return data, load(name_or_path, size, "test") if data.held_out else None
+    if data.held_out:
+        raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
+    if count >= len(data.images):
+        raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be smaller than that")
+    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
+    parts = []
+    for rows, note in ((order[count:].sort().values, f"without {count} held-out ones"), (order[:count], "held out")):
+        labels = data.labels[rows] if data.labels is not None else None
+        parts.append(data._replace(images=data.images[rows], labels=labels, note=f"{data.note}, {note}"))
+    return tuple(parts)
+
+
 def is_named(text):
     """Whether --data means a known set: a path of the same name counts only where no program could fetch the set."""
     return text in KNOWN and not (text in BY_HAND and Path(text).exists())
@@ -314,6 +332,11 @@ class Batches:
         self.drawn = number + 1
         images = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
         return images, self.labels[rows] if self.labels is not None else None
+
+
+def from_uint8(images):
+    """uint8 images -> float32 in [-1, 1]."""
+    return images.float().div(127.5).sub(1)
 
 
 def to_uint8(images):
@@ -873,14 +896,9 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
         self.flags["size"] = args.size = args.size or default_size(args.data)
-        self.data = load(args.data, args.size)
+        self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
         if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
             raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
-        self.held_out = None
-        if getattr(args, "hold_out", 0):
-            self.data, self.held_out = hold_out(self.data, args.hold_out)
-        elif self.data.held_out:
-            self.held_out = load(args.data, args.size, "test")
         balance = getattr(args, "balance", False)
         self.batches = Batches(self.data, args.batch, self.device, args.seed, balance=balance)
         self.per_epoch = max(1, self.batches.per_epoch // (getattr(args, updates) if updates else 1))
@@ -1118,21 +1136,6 @@ def beside(name):
         problem = error
     print(f"{name}.py is not used: {problem}", file=sys.stderr)
     return None
-
-
-def hold_out(data, count):
-    """Images -> (the rest, `count` of them), at random but always the same; for sets without a split of their own."""
-    if data.held_out:
-        raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
-    if count >= len(data.images):
-        raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be smaller than that")
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
-
-    def part(rows, note):
-        labels = data.labels[rows] if data.labels is not None else None
-        return data._replace(images=data.images[rows], labels=labels, note=f"{data.note}; {note}")
-
-    return part(order[count:].sort().values, f"{count} held out"), part(order[:count].sort().values, "held out")
 
 
 def checkpoint_of(script, path):

@@ -57,6 +57,7 @@ PRESETS = {
 }  # fmt: skip
 
 
+# --- shared: flags ---
 def number(kind, low, below=float("inf")):
     """An argparse type: an int or a float with low <= value < below."""
 
@@ -74,25 +75,15 @@ def number(kind, low, below=float("inf")):
     return convert
 
 
-FLAGS = {  # flag: (default, type or choices, help); None as a default is explained in the help
+COMMON = {  # flag: (default, type or choices, help); None as a default is explained in the help
     "data": ("shapes", str, "a known data set (python datasets.py lists them), or a folder, zip or .npz of your own"),
-    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
     "epochs": (50, number(int, 1), "length in passes over the data"),
-    "steps": (None, number(int, 1), "length in generator updates; wins over --epochs"),
+    "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
     "batch": (128, number(int, 2), "images in one update"),
     "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "width": (64, number(int, 1), "base channel count, f in the drawing"),
-    "latent_dim": (100, number(int, 1), "length of z"),
     "seed": (0, number(int, 0, 2**40), "of weights, latents and data order"),
-    "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
-    "lr_g": (None, number(float, 1e-12), "of the generator alone (default: --lr)"),
-    "lr_d": (None, number(float, 1e-12), "of the discriminator alone (default: --lr)"),
     "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
-    "g_steps": (1, number(int, 1), "generator updates in one step"),
-    "d_steps": (1, number(int, 1), "discriminator updates in one step"),
-    "noise": (0.0, number(float, 0), "standard deviation of the noise on what the discriminator sees"),
-    "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
-    "ema": (0.0, number(float, 0, 1), "decay of the averaged generator, used for pictures and metrics; 0: none"),
+    "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
@@ -107,13 +98,10 @@ FLAGS = {  # flag: (default, type or choices, help); None as a default is explai
     "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
     "load": (None, str, "a checkpoint or run directory to use with --generate or --interpolate"),
     "generate": (None, number(int, 1), "with --load: make N pictures"),
-    "interpolate": (None, number(int, 2), "with --load: walk between random latents in N pictures, 8 walks"),
-    "interpolation": ("spherical", ["spherical", "linear"], "how --interpolate walks"),
     "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
 }
 
 
-# --- shared: flags ---
 def parse_args(argv=None):
     """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
     title, _, rest = __doc__.partition("\n\n")
@@ -154,6 +142,21 @@ def parse_args(argv=None):
 
 
 # --- end shared ---
+
+FLAGS = COMMON | {
+    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
+    "width": (64, number(int, 1), "base channel count, f in the drawing"),
+    "latent_dim": (100, number(int, 1), "length of z"),
+    "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
+    "lr_g": (None, number(float, 1e-12), "of the generator alone (default: --lr)"),
+    "lr_d": (None, number(float, 1e-12), "of the discriminator alone (default: --lr)"),
+    "g_steps": (1, number(int, 1), "generator updates in one step"),
+    "d_steps": (1, number(int, 1), "discriminator updates in one step"),
+    "noise": (0.0, number(float, 0), "standard deviation of the noise on what the discriminator sees"),
+    "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
+    "interpolate": (None, number(int, 2), "with --load: walk between random latents in N pictures, 8 walks"),
+    "interpolation": ("spherical", ["spherical", "linear"], "how --interpolate walks"),
+}
 
 if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
     ARGS = parse_args()

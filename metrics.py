@@ -406,6 +406,47 @@ def collapse(x, threshold=0.9):
     return count, len(x) * (len(x) - 1)
 
 
+# ----------------------------------------------------------------------------------------------------- autoencoders
+
+
+def active_units(mu, threshold=0.01):
+    """How many latents the encoder uses: those whose mean mu varies over the data, Var_x(mu) > threshold.
+
+    mu: (N, latent_dim), the means of q(z|x). Burda et al. 2016, arxiv.org/abs/1509.00519, section 5.2.
+    """
+    return int((torch.as_tensor(mu).double().var(0) > threshold).sum())
+
+
+def autoencoder(means, mu, likelihood, words):
+    """What is particular to a VAE, in the form of evaluate(): the bound, the latents in use, how alike latents are.
+
+    means: means over images of reconstruction, KL and bound in nats, and of the squared error of a value in [-1, 1].
+    mu: (N, latent_dim), the means of q(z|x). words: which images these are.
+    """
+    n, latent_dim = mu.shape
+
+    def value(name, found, protocol, **more):
+        return {"name": name, "value": found, "real": None, **more, "protocol": f"{protocol}; {words}"}
+
+    one = "one latent drawn for each image"
+    prior = torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
+    (alike, pairs), (by_chance, _) = collapse(mu), collapse(prior)
+    unit = F.normalize(mu.double(), dim=1)
+    mean_cosine = ((unit.sum(0).square().sum() - n) / (n * (n - 1))).item()
+    return [
+        value("reconstruction (nats)", means[0], f"{likelihood} likelihood, summed over an image's values; {one}"),
+        value("KL (nats)", means[1], "KL(q(z|x) || N(0, I)), summed over latents"),
+        value("bound (nats)", means[2], f"minus the evidence lower bound of an image; {one}"),
+        value("squared error", means[3], f"mean over values in [-1, 1]; {one}"),
+        value("KL per latent (nats)", means[1] / latent_dim, "mean over latents"),
+        value("active latents", active_units(mu), "latents whose mean varies by more than 0.01 over the images",
+              pairs=latent_dim),
+        value("collapse (latents)", alike, "ordered pairs with cosine similarity above 0.9 of the means of q(z|x) "
+              f"(random N(0, I): {by_chance:,})", pairs=pairs),
+        value("mean cosine of latents", mean_cosine, "over all pairs of the means of q(z|x)"),
+    ]  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------ all of them
 
 _kept = {}  # features of real images: a run that is evaluated every few epochs extracts them once
@@ -503,7 +544,9 @@ def table(values, report=None):
     def shown(value, std, pairs):
         if pairs is not None:
             return f"{value:,} of {pairs:,}"
-        return f"{value:.2f}" if std is None else f"{1e3 * value:.2f} +- {1e3 * std:.2f}"
+        if std is not None:
+            return f"{1e3 * value:.2f} +- {1e3 * std:.2f}"
+        return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
 
     lines = []
     for v in values:

@@ -6,9 +6,10 @@
 writes into each run directory
 
     losses.png         every loss against the step, and the metrics that were measured on the way
-    progress.gif       the fixed-latent samples from the first to the last
+    progress.gif       the fixed-latent samples from the first to the last; reconstructions.gif of autoencoders
     strip.png          the first 8 of these samples at a few epochs, one row each
-    interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint
+    interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint; of
+                       autoencoders, on the straight line between the latents of two real images
 
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.
 The model scripts call `report(run_directory)` at the end of a run.
@@ -85,11 +86,11 @@ def read_log(folder):
     return columns
 
 
-def read_samples(folder):
+def read_samples(folder, kind="samples"):
     """[(step, path)] of samples/*.png in the order of their steps."""
-    samples = sorted((int(path.stem), path) for path in folder.glob("samples/*.png") if path.stem.isdecimal())
+    samples = sorted((int(path.stem), path) for path in folder.glob(f"{kind}/*.png") if path.stem.isdecimal())
     if not samples:
-        raise InputError("no pictures in samples/ yet; train for longer or lower --sample-every")
+        raise InputError(f"no pictures in {kind}/ yet; train for longer or lower --sample-every")
     return samples
 
 
@@ -183,9 +184,9 @@ def spread(count, limit):
     return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))
 
 
-def draw_progress(folder, args):
+def draw_progress(folder, args, kind="samples"):
     """The samples as a film of about 8 seconds. Where 60 frames would exceed GIF_BYTES, fewer are taken."""
-    samples, frames, limit = read_samples(folder), {}, GIF_FRAMES
+    samples, frames, limit = read_samples(folder, kind), {}, GIF_FRAMES
 
     def frame(step, path):
         picture = open_picture(path)
@@ -277,7 +278,7 @@ def draw_strip(folder, args, epochs=None):
 
 
 def draw_interpolation(folder, args):
-    """Three random pairs of latents; between each, ten frames along the sphere and ten along the straight line.
+    """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line.
 
     A straight line between two Gaussian vectors passes nearer to the origin than any likely latent; the sphere keeps
     the length. That is why the two rows of a pair agree at the ends and may differ in the middle.
@@ -291,7 +292,8 @@ def draw_interpolation(folder, args):
     except ModuleNotFoundError:
         raise InputError(f"it needs {checkpoint['script']}.py beside report.py") from None
     pairs, frames = 3, 10
-    walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind) for kind in ("spherical", "linear")}
+    kinds = ("spherical", "linear") if "interpolation" in model.FLAGS else ("linear",)
+    walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind) for kind in kinds}
     rows = []
     for pair in range(pairs):
         rows += [(None, None)] if pair else []
@@ -320,9 +322,12 @@ def report(run_dir, epochs=None):
     pictures = {
         "losses.png": lambda: draw_losses(folder, args),
         "progress.gif": lambda: draw_progress(folder, args),
+        "reconstructions.gif": lambda: draw_progress(folder, args, "reconstructions"),
         "strip.png": lambda: draw_strip(folder, args, epochs),
         "interpolation.png": lambda: draw_interpolation(folder, args),
     }
+    if not (folder / "reconstructions").exists():  # a run of a GAN
+        del pictures["reconstructions.gif"]
     for name, draw in pictures.items():
         try:
             data = draw()  # a whole file in memory, so that none is ever half-written

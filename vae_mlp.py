@@ -1,0 +1,461 @@
+"""Variational autoencoder (VAE), the smallest one: both networks are three fully connected layers.
+
+An encoder turns a picture x into a normal distribution over latent vectors, q(z|x) = N(mu, exp(logvar)); a decoder
+turns a latent vector into a picture. Training asks for two things at once: the picture must come back from a z drawn
+from q(z|x), and q(z|x) must stay close to the prior N(0, I), so that random latents make pictures afterwards:
+
+    picture (3, 64, 64) in [-1, 1]                   z = mu + exp(logvar / 2) * eps, eps ~ N(0, I)   (latent_dim)
+      | flatten                                        | Linear, LeakyReLU 0.2
+    (12288)                                          (width)
+      | Linear, LeakyReLU 0.2                          | Linear, LeakyReLU 0.2
+    (width)                                          (width)
+      | Linear, LeakyReLU 0.2                          | Linear
+    (width)                                          (12288), one logit for each value
+      | Linear                                         | sigmoid
+    mu, logvar (latent_dim each)                     picture (3, 64, 64)              width 512, latent_dim 16
+
+Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114); Rezende et al. 2014 (arXiv 1401.4082).
+
+The weight of the KL. Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here
+both terms are nats per picture, summed over its D values and over the latents, and averaged over the batch:
+
+    loss = -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I))       kl_weight 1: minus the evidence lower bound (ELBO)
+
+    --likelihood bernoulli   cross-entropy of the values in [0, 1]
+    --likelihood gaussian    half the squared error of the values in [-1, 1]: a normal density with sigma = 1, without
+                             its constant. Divided by kl_weight, the loss is the bound of sigma^2 = kl_weight
+    --likelihood sigma       a normal density with a sigma that is learnt (Rybkin et al. 2021, arXiv 2006.13202)
+
+    R2   sum of cross-entropy + sum of KL                        bernoulli, kl_weight 1
+    R0   mean squared error + 1.0 * mean of KL over 256 latents  times D/2: gaussian, D/512 = 24 at D = 3x64x64
+    R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
+
+    python vae_mlp.py                                            # built-in shapes: two minutes on two cores
+    python vae_mlp.py --data photos/ --size 64 --epochs 100      # your own pictures: a folder, a zip, an .npz
+    python vae_mlp.py --load runs/vae_mlp-shapes-1 --generate 64 --to grid.png
+    python vae_mlp.py --load runs/vae_mlp-shapes-1 --iwae 64     # how good is the model, in nats
+
+Report row (the README has the numbers): --preset cats is R2b. Time: @@TIME@@
+
+If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
+it a VAE is in `VAE`, the three losses and `train_step`; change those. The blocks marked "shared" are the same in every
+script (the losses in both autoencoders).
+"""
+
+import argparse
+import sys
+
+# A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
+PRESETS = {
+    "shapes": dict(  # what `python vae_mlp.py` alone runs: small enough for a laptop without a GPU
+        data="shapes", size=32, latent_dim=16, epochs=30, ema=0.99, likelihood="sigma", kl_warmup=500,
+    ),
+    "cats": dict(  # R2b. Rate and batch are not stated there: ours
+        data="cats64", size=64, width=512, latent_dim=16, batch=128, epochs=50, lr=1e-3, likelihood="bernoulli",
+        kl_weight=1.0, log_every=91,
+        report={"bound (nats)": 7036.5, "protocol": "R2: loss per image averaged over epoch 50, 29,843 images, training; "
+                "cross-entropy summed over values plus KL summed over latents (our reading)"},
+    ),
+}  # fmt: skip
+
+
+# --- shared: flags ---
+def number(kind, low, below=float("inf")):
+    """An argparse type: an int or a float with low <= value < below."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value < below:
+            what = "a whole number" if kind is int else "a number"
+            end = f" and below {below}" if below < float("inf") else ""
+            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+        return value
+
+    return convert
+
+
+COMMON = {  # flag: (default, type or choices, help); None as a default is explained in the help
+    "data": ("shapes", str, "a known data set (python datasets.py lists them), or a folder, zip or .npz of your own"),
+    "epochs": (50, number(int, 1), "length in passes over the data"),
+    "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
+    "batch": (128, number(int, 2), "images in one update"),
+    "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
+    "seed": (0, number(int, 0, 2**40), "of weights, latents and data order"),
+    "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
+    "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
+    "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
+    "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "out": (None, str, "run directory (default: a new one in runs/)"),
+    "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
+    "log_every": (50, number(int, 1), "steps between rows of log.csv"),
+    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch, at least 100)"),
+    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch, at least 100)"),
+    "eval_every": (0, number(int, 0), "steps between FID evaluations that choose best.pt; 0: none"),
+    "eval_images": (1000, number(int, 0), "images on each side of an evaluation; 0: no evaluation"),
+    "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
+    "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
+    "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
+    "load": (None, str, "a checkpoint or run directory to use with --generate or --interpolate"),
+    "generate": (None, number(int, 1), "with --load: make N pictures"),
+    "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
+}
+
+
+def parse_args(argv=None):
+    """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
+    title, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+    )  # fmt: skip
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")  # one line
+    for name, (default, kind, about) in FLAGS.items():
+        options = {"help": about.replace("%", "%%") + (f" [{default}]" if default not in (None, False) else "")}
+        if name == "resume":
+            options.update(nargs="?", const="", metavar="DIR")
+        elif kind is None:
+            options["action"] = "store_true"
+        elif isinstance(kind, list):
+            options.update(choices=kind, type=type(kind[0]), nargs="+" if isinstance(default, list) else None)
+        else:
+            options.update(type=kind, metavar=name.rsplit("_")[-1].upper())
+        parser.add_argument("--" + name.replace("_", "-"), **options)
+    given = vars(parser.parse_args(argv))
+    if "preset" not in given and given.get("data", "shapes") == "shapes" and "resume" not in given:
+        given["preset"] = "shapes"
+    preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
+    assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
+    if "epochs" in given:
+        preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
+    if "lr" in given:
+        preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
+    args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
+    args.explicit = sorted(given)
+    uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
+    lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
+    if lonely or args.load and (len(uses) != 1 or args.resume is not None):
+        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
+    if args.resume is not None and args.out:
+        parser.error("--resume goes on in its own directory: leave out --out")
+    return args
+
+
+# --- end shared ---
+
+FLAGS = COMMON | {
+    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
+    "size": (None, number(int, 8, 1025), "side of the pictures in pixels (default: 32 for small images, else 64)"),
+    "width": (512, number(int, 1), "length of the hidden layers"),
+    "latent_dim": (16, number(int, 1), "length of z"),
+    "lr": (1e-3, number(float, 1e-12), "learning rate"),
+    "likelihood": ("bernoulli", ["bernoulli", "gaussian", "sigma"], "p(x|z): see above"),
+    "kl_weight": (1.0, number(float, 1e-9), "weight of the KL in nats against the reconstruction in nats: see above"),
+    "kl_warmup": (0, number(int, 0), "the weight of the KL grows linearly over this many steps"),
+    "hold_out": (0, number(int, 0), "images kept out of training to measure on, for data without a test split"),
+    "interpolate": (None, number(int, 2), "with --load: N pictures from one real image to another, 8 times"),
+    "iwae": (0, number(int, 0), "importance samples of the bound on log p(x): at a preset's end, or with --load"),
+}
+
+if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
+    ARGS = parse_args()
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+try:
+    from datasets import Run, beside, checkpoint_of, from_uint8, grid, load, load_parts, pick_device, run_program
+    from datasets import save_picture, to_uint8, weights_used, write_pictures  # isort: skip
+except ImportError as problem:
+    sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+
+SCRIPT = "vae_mlp"
+
+# ---------------------------------------------------------------------------------------------------- network
+
+
+class VAE(nn.Module):
+    """Encoder and decoder. Pictures are (N, colours, size, size) in [-1, 1], of any size."""
+
+    def __init__(self, size, colours, latent_dim, width):
+        super().__init__()
+        values = colours * size * size  # D: 12288 at 64x64 in colour
+        self.encoder = nn.Sequential(
+            nn.Flatten(),  # (N, D)
+            nn.Linear(values, width),  # (N, 512)
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),  # (N, 512)
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, 2 * latent_dim),  # (N, 32): mu and logvar side by side
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, width),  # (N, 512)
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),  # (N, 512)
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, values),  # (N, D)
+            nn.Unflatten(1, (colours, size, size)),
+        )
+        self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # of --likelihood sigma; the others leave it alone
+
+    def encode(self, x):
+        """Pictures -> mu and logvar of q(z|x), both float32 (N, latent_dim)."""
+        return self.encoder(x).float().chunk(2, dim=1)
+
+    def forward(self, x, eps):
+        """Pictures and standard normal noise (N, latent_dim) -> decoder output, mu, logvar.
+
+        z = mu + sigma * eps is a draw from N(mu, sigma^2) through which a gradient reaches mu and sigma: the
+        reparameterisation trick.
+        """
+        mu, logvar = self.encode(x)
+        return self.decoder(mu + torch.exp(0.5 * logvar) * eps), mu, logvar
+
+
+# ------------------------------------------------------------------------------------------------------ losses
+
+
+# --- shared: losses of the autoencoders ---
+def kl_to_prior(mu, logvar):
+    """KL(N(mu, exp(logvar)) || N(0, I)) in nats: (N, latent_dim) twice -> (N,). Kingma and Welling, appendix B."""
+    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+
+
+def mean_picture(output, likelihood):
+    """Decoder output -> the mean of p(x|z), in [-1, 1]. The logistic function 1 / (1 + e^-a) is (1 + tanh(a/2)) / 2."""
+    return torch.tanh(output.float() / 2 if likelihood == "bernoulli" else output.float())
+
+
+def terms(output, mu, logvar, x, log_sigma, args):
+    """The four terms of every picture x in [-1, 1], float32 (4, N): what each likelihood means stands at the top.
+
+    reconstruction and KL in nats, the bound (minus the ELBO) in nats, and the mean squared error over the D values.
+    """
+    kl, size = kl_to_prior(mu, logvar), x[0].numel()
+    square = (x - mean_picture(output, args.likelihood)).square().flatten(1).sum(1)
+    if args.likelihood == "bernoulli":
+        nats = F.binary_cross_entropy_with_logits(output.float(), (x + 1) / 2, reduction="none").flatten(1).sum(1)
+        bound = nats + kl
+    elif args.likelihood == "gaussian":  # the bound is that of the sigma^2 = kl_weight that the loss stands for
+        nats = 0.5 * square
+        bound = nats / args.kl_weight + 0.5 * math.log(2 * math.pi * args.kl_weight) * size + kl
+    else:
+        nats = 0.5 * square * torch.exp(-2 * log_sigma) + (log_sigma + 0.5 * math.log(2 * math.pi)) * size
+        bound = nats + kl
+    return torch.stack([nats, kl, bound, square / size])
+
+
+LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")
+
+# --- end shared ---
+
+
+@torch.no_grad()
+def importance_bound(vae, x, samples, args, generator):
+    """-log p(x) in nats, estimated from above with `samples` draws from q(z|x) for each picture: float64 (N,).
+
+        -log( 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) )        Burda et al. 2016 (arXiv 1509.00519), equation 8
+
+    For K = 1 its mean is minus the ELBO; for large K it falls to -log p(x) itself.
+    """
+    mu, logvar = vae.encode(x)
+    logs = []
+    for _ in range(samples):
+        eps = torch.randn(mu.shape, generator=generator).to(mu.device)
+        z = mu + torch.exp(0.5 * logvar) * eps
+        # log p(x|z): the bound without its KL. log p(z) - log q(z|x): the factors (2 pi)^(-d/2) cancel.
+        _, kl, bound, _ = terms(vae.decoder(z), mu, logvar, x, vae.log_sigma, args)
+        log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(1)
+        logs.append((kl - bound).double() + log_ratio.double())
+    return math.log(samples) - torch.logsumexp(torch.stack(logs), dim=0)
+
+
+# -------------------------------------------------------------------------------------------------- train step
+
+
+def train_step(step, args, batches, vae, optimiser, average, autocast):
+    """One update: minimise -log p(x|z) + weight * KL, with one z for each picture. step counts from 0.
+
+    Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for the device.
+    """
+    # Warm-up (Bowman et al. 2016, 1511.06349): a KL that weighs fully from the start can switch latents off before the
+    # decoder has learnt to use them, and they stay off.
+    weight = args.kl_weight * min(1.0, (step + 1) / args.kl_warmup if args.kl_warmup else 1.0)
+    for group in optimiser.param_groups:
+        group["lr"] = args.lr * args.lr_decay**step
+
+    x, _ = next(batches)
+    with autocast():
+        output, mu, logvar = vae(x, torch.randn(args.batch, args.latent_dim, device=x.device))
+    found = terms(output, mu, logvar, x, vae.log_sigma, args)
+    optimiser.zero_grad()
+    (found[0] + weight * found[1]).mean().backward()
+    optimiser.step()
+
+    if average is not None:  # average = ema * average + (1 - ema) * weights
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - args.ema)
+    return found.detach().mean(1)
+
+
+# ------------------------------------------------------------------------------------------- using a checkpoint
+
+
+def load_vae(checkpoint, device="cpu"):
+    """Checkpoint dict -> the trained network (the averaged one if there is one), and the flags it was trained with."""
+    args = argparse.Namespace(**checkpoint["flags"])
+    vae = VAE(args.size, checkpoint["data"]["channels"], args.latent_dim, args.width)
+    vae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["vae"])
+    return vae.to(device).eval(), args
+
+
+@torch.no_grad()
+def pictures(vae, z, likelihood):
+    """Latents (N, latent_dim) -> uint8 (N, colours, size, size) on the CPU: the mean of p(x|z), not a noisy draw."""
+    device = vae.log_sigma.device
+    return torch.cat([to_uint8(mean_picture(vae.decoder(part.to(device)), likelihood)).cpu() for part in z.split(100)])
+
+
+@torch.no_grad()
+def encode(vae, images):
+    """uint8 images -> mu of q(z|x), float32 (N, latent_dim) on the CPU."""
+    return torch.cat([vae.encode(from_uint8(part.to(vae.log_sigma.device)))[0].cpu() for part in images.split(100)])
+
+
+def generate(checkpoint, n, seed=0, device="cpu"):
+    """n pictures from z ~ N(0, I), uint8 (n, colours, size, size), the same for the same seed."""
+    z = torch.randn(n, checkpoint["flags"]["latent_dim"], generator=torch.Generator().manual_seed(seed))
+    return pictures(load_vae(checkpoint, device)[0], z, checkpoint["flags"]["likelihood"])
+
+
+def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu", images=None):
+    """rows walks of `frames` pictures from one real image to another, on the straight line between their mu.
+
+    images: uint8, where the ends are drawn from; None: the examples that the checkpoint carries.
+    Returns uint8 (rows * frames, colours, size, size).
+    """
+    images = checkpoint["examples"] if images is None else images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    vae, args = load_vae(checkpoint, device)
+    a, b = encode(vae, images[order[torch.arange(2 * rows) % len(order)]]).split(rows)
+    z = torch.stack([torch.lerp(a, b, i / (frames - 1)) for i in range(frames)], dim=1)  # (rows, frames, latent_dim)
+    return pictures(vae, z.flatten(0, 1), args.likelihood)
+
+
+@torch.no_grad()
+def measure(vae, images, args):
+    """The means of `terms` over uint8 images, with latents that are the same at every call: a list of four floats."""
+    generator, parts = torch.Generator().manual_seed(0), []
+    for part in images.split(500):
+        x = from_uint8(part.to(vae.log_sigma.device))
+        eps = torch.randn(len(x), args.latent_dim, generator=generator).to(x.device)
+        parts.append(terms(*vae(x, eps), x, vae.log_sigma, args).double().cpu())
+    return torch.cat(parts, dim=1).mean(1).tolist()
+
+
+def last_values(vae, args, source, metrics):
+    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images."""
+    train, held_out = load_parts(source, args.size, args.hold_out)
+    pool, words = (held_out, "held-out") if held_out else (train, "training (nothing is held out)")
+    images = pool.images[torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))]
+    images = images[: args.eval_images or 1000]
+    words = f"{len(images)} {words} images of {pool.name}"
+    values = metrics.autoencoder(measure(vae, images, args), encode(vae, images), args.likelihood, words)
+    if args.iwae:
+        generator, device = torch.Generator().manual_seed(0), vae.log_sigma.device
+        parts = (from_uint8(part.to(device)) for part in images.split(100))
+        found = torch.cat([importance_bound(vae, x, args.iwae, args, generator) for x in parts]).mean().item()
+        how = f"-log p(x) from above with {args.iwae} importance samples (Burda et al. 2016), nats per image; {words}"
+        values.insert(3, {"name": f"bound ({args.iwae} samples)", "value": found, "real": None, "protocol": how})
+    return values
+
+
+def use_checkpoint(args):
+    """--load with --generate, --interpolate or --iwae."""
+    checkpoint = checkpoint_of(SCRIPT, args.load)
+    device, _ = pick_device(args.device)
+    print(f"{SCRIPT}, {weights_used(checkpoint)}")
+    if args.generate:
+        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
+    elif args.interpolate:  # between images of the user's, if --data is given
+        images = load(args.data, checkpoint["flags"]["size"]).images if "data" in args.explicit else None
+        walks = interpolate(checkpoint, 8, args.interpolate, seed=args.seed, device=device, images=images)
+        write_pictures(walks, args.to or "interpolation.png", columns=args.interpolate)
+    elif (metrics := beside("metrics")) is not None:
+        vae, trained = load_vae(checkpoint, device)
+        trained.iwae, trained.eval_images = args.iwae, args.eval_images
+        source = args.data if "data" in args.explicit else trained.data
+        print(metrics.table(last_values(vae, trained, source, metrics)))
+
+
+# -------------------------------------------------------------------------------------------------------- main
+
+
+def describe(vae):
+    """--dry-run: the parameter counts, and the shape after every layer."""
+    x = torch.zeros(2, *vae.decoder[-1].unflattened_size)
+    for title, layers in (("encoder", vae.encoder), ("decoder", vae.decoder)):
+        print(f"{title}: {sum(p.numel() for p in layers.parameters()):,} parameters\n  input {tuple(x.shape[1:])}")
+        for layer in layers:
+            x = layer(x)
+            print(f"  {type(layer).__name__:12s} {tuple(x.shape[1:])}")
+        x = x.chunk(2, dim=1)[0]  # z has half as many values as mu and logvar together
+
+
+def main(args):
+    if args.load:
+        return use_checkpoint(args)
+    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES)
+    args, data = run.args, run.data
+
+    # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
+    torch.manual_seed(args.seed)
+    vae = VAE(args.size, data.images.shape[1], args.latent_dim, args.width)
+    if args.dry_run:
+        describe(vae)
+        return run.plan()
+    networks = {"vae": vae.to(run.device)}
+    average = None
+    if args.ema > 0:
+        average = networks["ema"] = copy.deepcopy(vae)
+    optimiser = torch.optim.Adam(vae.parameters(), args.lr, fused=run.device.type != "mps")
+    shown = vae if average is None else average  # whose pictures are shown and measured
+    fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
+    # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
+    examples = (run.held_out or data).images
+    examples = examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed))[:16]]
+
+    def sample():
+        file = f"{run.step:06d}.png"
+        save_picture(grid(pictures(shown, fixed, args.likelihood), 8), run.path / "samples" / file)
+        back = pictures(shown, encode(shown, examples), args.likelihood)
+        rows = [part for pair in zip(examples.split(8), back.split(8), strict=True) for part in pair]
+        save_picture(grid(torch.cat(rows), 8), run.path / "reconstructions" / file)  # a row of originals, then theirs
+
+    def fakes(n):
+        z = torch.randn(n, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
+        return pictures(shown, z, args.likelihood)
+
+    held_out = run.held_out and run.held_out.images[:1000]
+    columns = [f"{name}_test" for name in LOSSES] if held_out is not None else []
+    if held_out is None:
+        print("no held-out images: reconstruction and KL are those of training images (--hold-out N keeps N apart)")
+
+    def test():
+        return dict(zip(columns, measure(shown, held_out, args), strict=True))
+
+    extra = {"examples": examples}
+    with run.opened(networks, {"vae": optimiser}, sample, fakes, columns, test if columns else None, extra):
+        for step in run.steps():
+            run.record(train_step(step, args, run.batches, vae, optimiser, average, run.autocast))
+    run.finish(generate, lambda metrics: last_values(shown, args, args.data, metrics))
+
+
+if __name__ == "__main__":
+    run_program(f"{SCRIPT}.py", main, ARGS)
