@@ -339,6 +339,12 @@ def from_uint8(images):
     return images.float().div(127.5).sub(1)
 
 
+def latents(n, latent_dim, seed):
+    """Standard normal latents (n, latent_dim). The first ones do not depend on n (torch draws in blocks of 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(math.ceil(n / 16) * 16, latent_dim, generator=generator)[:n]
+
+
 def to_uint8(images):
     """Float images in [-1, 1] -> uint8: the exact inverse of the scaling above. Rounded, not truncated."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -881,7 +887,7 @@ class Run:
 
     sample()    writes the pictures of this moment, named by run.step
     fakes(n)    n generated pictures, uint8, for --eval-every
-    measure()   more columns of the log, {name: value}, at every sample; their names are `columns`
+    measure()   more columns of the log, {name: value}; their names are `columns`
     A run goes on exactly where it stopped: see `snapshot` for what that takes.
     """
 
@@ -1055,7 +1061,7 @@ class Run:
         step, ends = self.step, self.step == self.total
         due_eval = self.metrics and (ends or step % args.eval_every == 0)
         due_sample = ends or step % self.sample_every == 0
-        due_log = ends or due_eval or (self.measure and due_sample) or step % args.log_every == 0
+        due_log = ends or due_eval or step % args.log_every == 0
         due_save = ends or step % self.save_every == 0
         failed = self.device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
         if not (due_log or due_sample or due_save or failed):
@@ -1075,7 +1081,7 @@ class Run:
             if self.bar.disable and (time.perf_counter() - self.said > 10 or ends):  # no terminal: a line now and then
                 print(f"step {step}/{self.total} (epoch {step / self.per_epoch:.1f}): {text}", flush=True)
                 self.said = time.perf_counter()
-            more = self.measure() if self.measure and due_sample else {}
+            more = self.measure() if self.measure else {}
             self.log.write(row | more | (self.evaluate() if due_eval else {}))
         if due_sample:
             self.sample()

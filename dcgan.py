@@ -169,8 +169,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, checkpoint_of, grid, pick_device, run_program, save_picture, to_uint8, weights_used
-    from datasets import write_pictures  # isort: skip
+    from datasets import Run, checkpoint_of, grid, latents, pick_device, run_program, save_picture, to_uint8
+    from datasets import weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -321,7 +321,7 @@ def pictures(generator, z):
 
 def generate(checkpoint, n, seed=0, device="cpu"):
     """n pictures, uint8 (n, colours, size, size), the same for the same seed."""
-    z = torch.randn(n, checkpoint["flags"]["latent_dim"], generator=torch.Generator().manual_seed(seed))
+    z = latents(n, checkpoint["flags"]["latent_dim"], seed)
     return pictures(load_generator(checkpoint, device), z)
 
 
@@ -397,7 +397,7 @@ def main(args):
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
     shown = generator if average is None else average  # whose pictures are shown and measured
-    fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
+    fixed = latents(64, args.latent_dim, args.seed + 1)
 
     def pictures_now(z):
         images = pictures(shown.eval(), z)
@@ -408,7 +408,7 @@ def main(args):
         save_picture(grid(pictures_now(fixed), 8), run.path / "samples" / f"{run.step:06d}.png")
 
     def fakes(n):
-        return pictures_now(torch.randn(n, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2)))
+        return pictures_now(latents(n, args.latent_dim, args.seed + 2))
 
     with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
         for step in run.steps():

@@ -447,6 +447,67 @@ def autoencoder(means, mu, likelihood, words):
     ]  # fmt: skip
 
 
+# --------------------------------------------------------------------------------------- do they obey their class?
+
+
+def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
+    """A small convolutional network, trained on uint8 images (N, C, H, W) and int64 labels (N,).
+
+    Returns a function from uint8 images to int64 predicted labels. Larger images are shrunk to 32x32. Trained in fp32
+    with Adam for `steps` batches of 128; the state of torch's random numbers is left as it was.
+    """
+
+    def prepare(part):
+        return F.adaptive_avg_pool2d(part.to(device).float() / 127.5 - 1, min(32, part.shape[-1]))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers, before = [], images.shape[1]
+        for after in (32, 64, 128):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+            before = after
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 128, classes))
+        network.to(device, memory_format=torch.channels_last).train()
+        optimiser = torch.optim.Adam(network.parameters(), 2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
+        for _ in tqdm(range(steps), desc="classifier", unit="step", disable=None):
+            rows = torch.randint(len(images), (128,))
+            loss = F.cross_entropy(network(prepare(images[rows])), labels[rows].to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    network.eval()
+
+    @torch.no_grad()
+    def predict(images):
+        return torch.cat([network(prepare(part)).argmax(1).cpu() for part in images.split(500)])
+
+    return predict
+
+
+def class_accuracy(train, held_out, fake, asked, device="cpu"):
+    """Does a classifier that has seen only real images find in generated ones the class that was asked for?
+
+    train, held_out: datasets.Images; without held_out a random tenth of `train` is kept from the classifier, for its
+    accuracy on real images, which stands beside. fake: uint8 (N, C, H, W); asked: int64 (N,).
+    Returns one value in the form of evaluate().
+    """
+    images, labels, where = train.images, train.labels, "held-out real images"
+    if held_out is None:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
+        rows, rest = order.split([len(order) // 10, len(order) - len(order) // 10])
+        test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
+        where = "real images kept from the classifier"
+    else:
+        test, test_labels = held_out.images, held_out.labels
+    predict = classifier(images, labels, len(train.classes), device)
+    found, real = ((predict(i) == y).double().mean().item() for i, y in ((fake, asked), (test, test_labels)))
+    how = f"share of {len(fake)} generated images that a small classifier, trained on {len(images)} real images, puts "
+    return {"name": "class accuracy", "value": found, "real": real,
+            "protocol": f"{how}into the class asked for; beside it, its accuracy on {len(test)} {where}"}  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------------ all of them
 
 _kept = {}  # features of real images: a run that is evaluated every few epochs extracts them once

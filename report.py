@@ -11,6 +11,8 @@ writes into each run directory
     interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint; of
                        autoencoders, on the straight line between the latents of two real images
 
+    classes.png        of cvae.py: real images, and their latents decoded as every class
+
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.
 The model scripts call `report(run_directory)` at the end of a run.
 """
@@ -245,15 +247,19 @@ def row_scale(size):
     return 128 / size if size > 128 else max(1, 64 // size)
 
 
-def first_images(picture, size, count):
-    """The first `count` images, of `size` pixels, of a sample grid (2-pixel gaps), in one row with the same gaps."""
-    columns = (picture.width + 2) // (size + 2)
+def first_images(picture, size, count, down=False):
+    """The first `count` images, of `size` pixels, of a sample grid (2-pixel gaps), in one row with the same gaps.
+
+    down: taken down the columns, because the rows are classes.
+    """
+    columns, rows = (picture.width + 2) // (size + 2), (picture.height + 2) // (size + 2)
     if (picture.width + 2) % (size + 2) or not columns:
         raise InputError(f"a sample grid {picture.width} pixels wide does not hold images of {size} pixels")
     row = Image.new("RGB", (count * (size + 2) - 2, size), PAPER)
     for index in range(count):
-        x, y = index % columns * (size + 2), index // columns * (size + 2)
-        if y < picture.height:
+        x, y = (index // rows, index % rows) if down else (index % columns, index // columns)
+        x, y = x * (size + 2), y * (size + 2)
+        if x < picture.width and y < picture.height:
             row.paste(picture.crop((x, y, x + size, y + size)), (index * (size + 2), 0))
     return row
 
@@ -269,7 +275,7 @@ def draw_strip(folder, args, epochs=None):
     nearest = {min(samples, key=lambda sample: abs(sample[0] / per_epoch - epoch)) for epoch in wanted}
     rows = []
     for step, path in sorted(nearest):
-        row = rescale(first_images(open_picture(path), size, 8), row_scale(size))
+        row = rescale(first_images(open_picture(path), size, 8, args["script"] == "cvae"), row_scale(size))
         rows.append((f"epoch {epoch_text(step, args)}", row))
     return png(labelled_rows(rows))
 
@@ -277,12 +283,8 @@ def draw_strip(folder, args, epochs=None):
 # ---------------------------------------------------------------------------------------------------- interpolation.png
 
 
-def draw_interpolation(folder, args):
-    """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line.
-
-    A straight line between two Gaussian vectors passes nearer to the origin than any likely latent; the sphere keeps
-    the length. That is why the two rows of a pair agree at the ends and may differ in the middle.
-    """
+def open_model(folder):
+    """The best checkpoint of a run, the script that made it, and both in words."""
     name = next((name for name in ("best.pt", "last.pt") if (folder / name).exists()), None)
     if name is None:
         raise InputError("no checkpoint (best.pt or last.pt) yet")
@@ -291,6 +293,16 @@ def draw_interpolation(folder, args):
         model = importlib.import_module(checkpoint["script"])
     except ModuleNotFoundError:
         raise InputError(f"it needs {checkpoint['script']}.py beside report.py") from None
+    return checkpoint, model, f"{checkpoint['script']}, {name}: {model.weights_used(checkpoint)}"
+
+
+def draw_interpolation(folder, args):
+    """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line.
+
+    A straight line between two Gaussian vectors passes nearer to the origin than any likely latent; the sphere keeps
+    the length. That is why the two rows of a pair agree at the ends and may differ in the middle.
+    """
+    checkpoint, model, words = open_model(folder)
     pairs, frames = 3, 10
     kinds = ("spherical", "linear") if "interpolation" in model.FLAGS else ("linear",)
     walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind) for kind in kinds}
@@ -300,7 +312,21 @@ def draw_interpolation(folder, args):
         for kind, images in walks.items():
             row = datasets.grid(images[pair * frames : (pair + 1) * frames], columns=frames).convert("RGB")
             rows.append((kind, rescale(row, row_scale(images.shape[-1]))))
-    return png(labelled_rows(rows, f"{checkpoint['script']}, {name}: {model.weights_used(checkpoint)}"))
+    return png(labelled_rows(rows, words))
+
+
+def draw_classes(folder, args):
+    """Real images, what comes back from their latents, and the same latents decoded as every class."""
+    checkpoint, model, words = open_model(folder)
+    images, columns = model.as_every_class(checkpoint)
+    picture = datasets.grid(images, columns)
+    picture = rescale(picture, row_scale(images.shape[-1]))
+    step, page = picture.width / columns, Image.new("RGB", (picture.width, picture.height + 54), PAPER)
+    page.paste(picture, (0, 28))
+    for column, text in enumerate(["real", "back", *checkpoint["data"]["classes"]][:columns]):
+        write_text(page, (round(column * step) + 4, 14), text, 14)
+    write_text(page, (4, page.height - 14), words, 13, FAINT)
+    return png(page)
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them
@@ -328,6 +354,8 @@ def report(run_dir, epochs=None):
     }
     if not (folder / "reconstructions").exists():  # a run of a GAN
         del pictures["reconstructions.gif"]
+    if args.get("script") == "cvae":
+        pictures["classes.png"] = lambda: draw_classes(folder, args)
     for name, draw in pictures.items():
         try:
             data = draw()  # a whole file in memory, so that none is ever half-written

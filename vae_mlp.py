@@ -53,8 +53,8 @@ PRESETS = {
     "cats": dict(  # R2b. Rate and batch are not stated there: ours
         data="cats64", size=64, width=512, latent_dim=16, batch=128, epochs=50, lr=1e-3, likelihood="bernoulli",
         kl_weight=1.0, log_every=91,
-        report={"bound (nats)": 7036.5, "protocol": "R2: loss per image averaged over epoch 50, 29,843 images, training; "
-                "cross-entropy summed over values plus KL summed over latents (our reading)"},
+        report={"bound (nats)": 7036.5, "protocol": "R2: loss averaged over epoch 50, 29,843 training "
+                "images; cross-entropy summed over values plus KL summed over latents (our reading)"},
     ),
 }  # fmt: skip
 
@@ -170,8 +170,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, beside, checkpoint_of, from_uint8, grid, load, load_parts, pick_device, run_program
-    from datasets import save_picture, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import Run, beside, checkpoint_of, from_uint8, grid, latents, load, load_parts, pick_device
+    from datasets import run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -205,8 +205,8 @@ class VAE(nn.Module):
         self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # of --likelihood sigma; the others leave it alone
 
     def encode(self, x):
-        """Pictures -> mu and logvar of q(z|x), both float32 (N, latent_dim)."""
-        return self.encoder(x).float().chunk(2, dim=1)
+        """Pictures -> mu and logvar of q(z|x), both (N, latent_dim), in the type of x."""
+        return self.encoder(x).to(x.dtype).chunk(2, dim=1)
 
     def forward(self, x, eps):
         """Pictures and standard normal noise (N, latent_dim) -> decoder output, mu, logvar.
@@ -229,7 +229,7 @@ def kl_to_prior(mu, logvar):
 
 def mean_picture(output, likelihood):
     """Decoder output -> the mean of p(x|z), in [-1, 1]. The logistic function 1 / (1 + e^-a) is (1 + tanh(a/2)) / 2."""
-    return torch.tanh(output.float() / 2 if likelihood == "bernoulli" else output.float())
+    return torch.tanh(output / 2 if likelihood == "bernoulli" else output)
 
 
 def terms(output, mu, logvar, x, log_sigma, args):
@@ -237,10 +237,11 @@ def terms(output, mu, logvar, x, log_sigma, args):
 
     reconstruction and KL in nats, the bound (minus the ELBO) in nats, and the mean squared error over the D values.
     """
+    output = output.to(x.dtype)  # with --precision bf16 the networks compute in it, the sums below do not
     kl, size = kl_to_prior(mu, logvar), x[0].numel()
     square = (x - mean_picture(output, args.likelihood)).square().flatten(1).sum(1)
     if args.likelihood == "bernoulli":
-        nats = F.binary_cross_entropy_with_logits(output.float(), (x + 1) / 2, reduction="none").flatten(1).sum(1)
+        nats = F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none").flatten(1).sum(1)
         bound = nats + kl
     elif args.likelihood == "gaussian":  # the bound is that of the sigma^2 = kl_weight that the loss stands for
         nats = 0.5 * square
@@ -330,7 +331,7 @@ def encode(vae, images):
 
 def generate(checkpoint, n, seed=0, device="cpu"):
     """n pictures from z ~ N(0, I), uint8 (n, colours, size, size), the same for the same seed."""
-    z = torch.randn(n, checkpoint["flags"]["latent_dim"], generator=torch.Generator().manual_seed(seed))
+    z = latents(n, checkpoint["flags"]["latent_dim"], seed)
     return pictures(load_vae(checkpoint, device)[0], z, checkpoint["flags"]["likelihood"])
 
 
@@ -426,7 +427,7 @@ def main(args):
         average = networks["ema"] = copy.deepcopy(vae)
     optimiser = torch.optim.Adam(vae.parameters(), args.lr, fused=run.device.type != "mps")
     shown = vae if average is None else average  # whose pictures are shown and measured
-    fixed = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 1))
+    fixed = latents(64, args.latent_dim, args.seed + 1)
     # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
     examples = (run.held_out or data).images
     examples = examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed))[:16]]
@@ -439,10 +440,10 @@ def main(args):
         save_picture(grid(torch.cat(rows), 8), run.path / "reconstructions" / file)  # a row of originals, then theirs
 
     def fakes(n):
-        z = torch.randn(n, args.latent_dim, generator=torch.Generator().manual_seed(args.seed + 2))
+        z = latents(n, args.latent_dim, args.seed + 2)
         return pictures(shown, z, args.likelihood)
 
-    held_out = run.held_out and run.held_out.images[:1000]
+    held_out = run.held_out and run.held_out.images[:500]
     columns = [f"{name}_test" for name in LOSSES] if held_out is not None else []
     if held_out is None:
         print("no held-out images: reconstruction and KL are those of training images (--hold-out N keeps N apart)")
