@@ -486,7 +486,7 @@ def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
     return predict
 
 
-def class_accuracy(train, held_out, fake, asked, device="cpu"):
+def class_accuracy(train, held_out, fake, asked, device="cpu", steps=800):
     """Does a classifier that has seen only real images find in generated ones the class that was asked for?
 
     train, held_out: datasets.Images; without held_out a random tenth of `train` is kept from the classifier, for its
@@ -501,9 +501,9 @@ def class_accuracy(train, held_out, fake, asked, device="cpu"):
         where = "real images kept from the classifier"
     else:
         test, test_labels = held_out.images, held_out.labels
-    predict = classifier(images, labels, len(train.classes), device)
+    predict = classifier(images, labels, len(train.classes), device, steps)
     found, real = ((predict(i) == y).double().mean().item() for i, y in ((fake, asked), (test, test_labels)))
-    how = f"share of {len(fake)} generated images that a small classifier, trained on {len(images)} real images, puts "
+    how = f"share of {len(fake)} generated images that a small classifier ({steps} steps on {len(images)} real images) puts "
     return {"name": "class accuracy", "value": found, "real": real,
             "protocol": f"{how}into the class asked for; beside it, its accuracy on {len(test)} {where}"}  # fmt: skip
 

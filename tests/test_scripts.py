@@ -1,6 +1,7 @@
 """What every model script promises: exact resume, no half-written files, one line for bad input. One row per script."""
 
 import csv
+import functools
 import importlib
 import json
 import os
@@ -412,6 +413,7 @@ def test_evaluation_without_weights_goes_on(tiny, name, monkeypatch, capsys):
     metrics = importlib.import_module("metrics")
     monkeypatch.setattr(metrics, "official_path", lambda: tiny / "absent.pth")
     monkeypatch.setattr(metrics, "download", lambda: "no network")
+    monkeypatch.setattr(metrics, "class_accuracy", functools.partial(metrics.class_accuracy, steps=3))
     train(name, "--preset", PRESET[name], "--steps", "2", "--eval-images", "10", "--out", "r")
     out = capsys.readouterr().out
     assert "FID-768" in out and "not measured here" in out and "collapse (pixels)" in out and "real images" in out
@@ -419,6 +421,8 @@ def test_evaluation_without_weights_goes_on(tiny, name, monkeypatch, capsys):
     assert all(v["value"] is None for v in values if v["name"].startswith(("FID", "KID")))
     assert next(v for v in values if v["name"] == "collapse (pixels)")["pairs"] == 90
     assert not (tiny / "r/best.pt").exists()
+    names = {v["name"] for v in values}
+    assert ("bound (nats)" in names) == (name != "dcgan") and ("class accuracy" in names) == (name == "cvae")
 
 
 @every_script
