@@ -1,12 +1,12 @@
-"""Training throughput: the DCGAN loop of the textbook against dcgan.py's, in one interleaved run.
+"""Training throughput: the textbook's loop against ours, script by script, each in one interleaved run.
 
-    python benchmarks/step.py                          # 64x64, width 64, batch 64: about two minutes on two cores
-    python benchmarks/step.py --rounds 9 --steps 20    # on a GPU
+    python benchmarks/step.py                          # 64x64, the reports' networks: some minutes on two cores
+    python benchmarks/step.py --scripts dcgan --rounds 9 --steps 20    # on a GPU
 
-Textbook: pytorch/examples dcgan with dcgan.py's networks, from image files on disk. An ImageFolder is read by a
-DataLoader with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; three calls of
-`.item()` a step; and the backward pass of the generator's step also computes the discriminator's gradients, which
-nobody uses. Ours: dcgan.train_step with the device, precision and batches that dcgan.main takes.
+Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
+with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
+every step; and in dcgan the backward pass of the generator's step also computes the discriminator's gradients, which
+nobody uses (pytorch/examples). Ours: the script's train_step with the device, precision and batches of its main.
 
 The two take turns, so that a machine that slows down or speeds up does so for both. The ratio is taken round by round;
 its median, smallest and largest value are printed. Warm-up steps of both come first and are not counted.
@@ -20,19 +20,23 @@ import tempfile
 import time
 from pathlib import Path
 
+BATCH = {"dcgan": 64, "vae_mlp": 128, "cvae": 128}
+WIDTH = {"dcgan": 64, "vae_mlp": 512, "cvae": 64}
+
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="step.py", description="Images a second: textbook DCGAN loop against ours.")
+    parser = argparse.ArgumentParser(prog="step.py", description="Images a second: textbook loops against ours.")
     parser.error = lambda message: parser.exit(2, f"step.py: error: {message} (see --help)\n")
+    parser.add_argument("--scripts", nargs="+", choices=list(BATCH), default=list(BATCH), help="[all]")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets [5]")
-    parser.add_argument("--steps", type=int, default=4, help="steps in one turn [4]")
-    parser.add_argument("--batch", type=int, default=64, help="[64]")
+    parser.add_argument("--steps", type=int, default=4, help="steps in one turn [4; vae_mlp: 10 times as many]")
+    parser.add_argument("--batch", type=int, help="[64; autoencoders: 128]")
     parser.add_argument("--size", type=int, default=64, help="[64]")
-    parser.add_argument("--width", type=int, default=64, help="[64]")
+    parser.add_argument("--width", type=int, help="[64; vae_mlp: 512]")
     parser.add_argument("--device", default="auto", help="[auto]")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of our side [auto]")
     args = parser.parse_args(argv)
-    if min(args.rounds, args.steps, args.batch, args.width) < 1:
+    if min(args.rounds, args.steps, args.batch or 1, args.width or 1) < 1:
         parser.error("--rounds, --steps, --batch and --width must be at least 1")
     return args
 
@@ -41,14 +45,17 @@ if __name__ == "__main__":
     ARGS = parse_args()
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import cvae
 import datasets
 import dcgan
+import vae_mlp
 
-LATENT = 100
+LATENT, CLASSES = 100, 5
 
 
 def processor():
@@ -61,20 +68,27 @@ def processor():
 
 
 def networks(args):
+    """The networks of one script, always with the same weights."""
     torch.manual_seed(0)
-    generator = dcgan.Generator(args.size, 3, LATENT, args.width).apply(dcgan.init_weights)
-    return generator, dcgan.Discriminator(args.size, 3, args.width).apply(dcgan.init_weights)
+    if args.script == "dcgan":
+        generator = dcgan.Generator(args.size, 3, LATENT, args.width).apply(dcgan.init_weights)
+        return generator, dcgan.Discriminator(args.size, 3, args.width).apply(dcgan.init_weights)
+    if args.script == "vae_mlp":
+        return (vae_mlp.VAE(args.size, 3, 16, args.width),)
+    return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)
 
 
-def write_files(images, folder):
-    """uint8 images -> JPEG files in one class folder, as ImageFolder wants them."""
-    (folder / "all").mkdir()
-    for index, image in enumerate(images):
-        datasets.grid(image[None]).save(folder / "all" / f"{index:05d}.jpg", quality=90)
+def write_files(data, folder):
+    """Images -> JPEG files in class folders, as ImageFolder wants them."""
+    for name in data.classes:
+        (folder / name).mkdir()
+    for index, (image, label) in enumerate(zip(data.images, data.labels, strict=True)):
+        path = folder / data.classes[label] / f"{index:05d}.jpg"
+        datasets.grid(image[None]).save(path, quality=90)
 
 
 def textbook(args, folder, device):
-    """A generator that trains one step each time it is asked. After pytorch/examples dcgan/main.py, lines 190-260."""
+    """A generator that trains one step each time it is asked."""
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
@@ -84,10 +98,20 @@ def textbook(args, folder, device):
     loader = torch.utils.data.DataLoader(
         ImageFolder(folder, transform), args.batch, shuffle=True, num_workers=2, drop_last=True
     )
-    generator, discriminator = (network.to(device) for network in networks(args))
-    plain = dict(lr=2e-4, betas=(0.5, 0.999), foreach=False, fused=False)
-    opt_d = torch.optim.Adam(discriminator.parameters(), **plain)
-    opt_g = torch.optim.Adam(generator.parameters(), **plain)
+    models = [network.to(device) for network in networks(args)]
+    train = textbook_dcgan if args.script == "dcgan" else textbook_vae
+    steps = train(loader, device, *models)
+    while True:
+        yield next(steps)
+
+
+def plain_adam(network, **options):
+    return torch.optim.Adam(network.parameters(), foreach=False, fused=False, **options)
+
+
+def textbook_dcgan(loader, device, generator, discriminator):
+    """After pytorch/examples dcgan/main.py, lines 190-260."""
+    opt_d, opt_g = (plain_adam(n, lr=2e-4, betas=(0.5, 0.999)) for n in (discriminator, generator))
     criterion = nn.BCEWithLogitsLoss()
     while True:
         for real, _ in loader:
@@ -110,21 +134,47 @@ def textbook(args, folder, device):
             yield loss_real.item(), loss_fake.item(), loss_g.item()
 
 
+def textbook_vae(loader, device, model):
+    """After pytorch/examples vae/main.py; for cvae.py with labels and the squared error of R0."""
+    optimiser = plain_adam(model, lr=1e-3)
+    while True:
+        for x, labels in loader:
+            x, labels = x.to(device), labels.to(device)
+            if isinstance(model, cvae.CVAE):
+                h = torch.cat([model.encoder(x), model.encoder_label(labels)], dim=1)
+                mu, logvar = model.mu(h), model.logvar(h)
+                z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+                output = torch.tanh(model.decoder(torch.cat([z, model.decoder_label(labels)], dim=1)))
+                nats = F.mse_loss(output, x, reduction="sum")
+            else:
+                mu, logvar = model.encoder(x).chunk(2, dim=1)
+                z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+                output = torch.sigmoid(model.decoder(z))
+                nats = F.binary_cross_entropy(output, (x + 1) / 2, reduction="sum")
+            kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            loss = nats + kl
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            yield loss.item(), nats.item(), kl.item()
+
+
 def ours(args, data, device, precision):
-    """The same, as dcgan.main does it."""
-    flags = dcgan.parse_args([f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")] + ["--ema=0"])
+    """The same, as the script's main does it."""
+    script = {"dcgan": dcgan, "vae_mlp": vae_mlp, "cvae": cvae}[args.script]
+    flags = script.parse_args([f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")] + ["--data=x"])
     batches = datasets.Batches(data, args.batch, device)
-    generator, discriminator = (n.to(device, memory_format=torch.channels_last) for n in networks(args))
-    options = dict(lr=flags.lr, betas=(0.5, 0.999), fused=device.type != "mps")
-    opt_g = torch.optim.Adam(generator.parameters(), **options)
-    opt_d = torch.optim.Adam(discriminator.parameters(), **options)
+    models = [network.to(device, memory_format=torch.channels_last) for network in networks(args)]
+    betas = (0.5, 0.999) if script is dcgan else (0.9, 0.999)
+    fused = device.type != "mps"
+    optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, fused=fused) for m in models]
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     step = 0
     while True:
-        yield dcgan.train_step(step, flags, batches, generator, discriminator, opt_g, opt_d, None, autocast)
+        yield script.train_step(step, flags, batches, *models, *optimisers, None, autocast)
         step += 1
 
 
@@ -143,16 +193,14 @@ def rate(side, args, device):
     return args.steps * args.batch / (time.perf_counter() - start)
 
 
-def main(args):
-    """Prints the table; returns the median ratio, ours to textbook."""
-    device, precision = datasets.pick_device(args.device, args.precision)
+def compare(args, device, precision):
+    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook."""
     data = datasets.load("shapes", args.size)
-    data = data._replace(images=data.images[: max(2000, 4 * args.batch)])
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
-    print(f"{args.rounds} rounds of {args.steps} steps; batch {args.batch}, size {args.size}, width {args.width}")
+    rows = slice(max(2000, 4 * args.batch))
+    data = data._replace(images=data.images[rows], labels=data.labels[rows])
+    print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; batch {args.batch}, width {args.width}")
     with tempfile.TemporaryDirectory() as folder:
-        write_files(data.images, Path(folder))
+        write_files(data, Path(folder))
         sides = textbook(args, folder, device), ours(args, data, device, precision)
         for side in sides:
             for _ in range(2 if device.type == "cpu" else 20):
@@ -167,6 +215,21 @@ def main(args):
     print("median: textbook {:.1f}, ours {:.1f} img/s".format(*map(statistics.median, zip(*rounds, strict=True))))
     print(f"ratio {median:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
     return median
+
+
+def main(args):
+    """Prints the table; returns {script: median ratio}."""
+    device, precision = datasets.pick_device(args.device, args.precision)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
+    print(f"{args.size}x{args.size}")
+    found = {}
+    for script in args.scripts:
+        chosen = argparse.Namespace(**vars(args), script=script)
+        chosen.batch, chosen.width = args.batch or BATCH[script], args.width or WIDTH[script]
+        chosen.steps = args.steps * (10 if script == "vae_mlp" and args.steps > 2 else 1)
+        found[script] = compare(chosen, device, precision)
+    return found
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ def load(name):
 def test_step(capsys):
     step = load("step")
     tiny = "--rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu --precision fp32"
-    ratio = step.main(step.parse_args(tiny.split()))
+    ratios = step.main(step.parse_args(tiny.split()))
     out = capsys.readouterr().out
-    assert ratio > 0 and f"ratio {ratio:.2f}" in out and "ours: fp32" in out and "round 1: textbook" in out
+    assert list(ratios) == ["dcgan", "vae_mlp", "cvae"] and "ours: fp32" in out and "round 1: textbook" in out
+    assert all(ratio > 0 and f"ratio {ratio:.2f}" in out for ratio in ratios.values())
 
 
 def test_step_refuses_zero_rounds(capsys):
