@@ -117,7 +117,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
     "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
     "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
-    "load": (None, str, "a checkpoint or run directory to use with --generate or --interpolate"),
+    "load": (None, str, "a checkpoint or run directory to use, for example with --generate"),
     "generate": (None, number(int, 1), "with --load: make N pictures"),
     "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
 }
@@ -157,6 +157,8 @@ def parse_args(argv=None):
     lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
     if lonely or args.load and (len(uses) != 1 or args.resume is not None):
         parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
+    if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
+        parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
     if args.resume is not None and args.out:
         parser.error("--resume goes on in its own directory: leave out --out")
     return args
@@ -182,6 +184,8 @@ FLAGS = COMMON | {
     ),
 }
 
+USED_WITH = {"generate": ["to", "class"], "interpolate": ["to"]}  # a use of --load: the flags that it reads
+
 if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
     ARGS = parse_args()
 
@@ -193,7 +197,7 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, checkpoint_of, from_uint8, grid, latents, load_parts, pick_device
+    from datasets import InputError, Run, checkpoint_of, from_uint8, grid, latents, pick_device
     from datasets import run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -244,6 +248,7 @@ class CVAE(nn.Module):
 
 
 def one_hot(labels, classes):
+    """int64 (N,) -> float32 (N, classes), 1 at the label and 0 elsewhere."""
     return F.one_hot(labels, classes).float()
 
 
@@ -281,9 +286,9 @@ def terms(output, mu, logvar, x, log_sigma, args):
     return torch.stack([nats, kl, bound, square / size])
 
 
-LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")
-
 # --- end shared ---
+
+LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")  # the means of `terms`
 
 # -------------------------------------------------------------------------------------------------- train step
 
@@ -307,11 +312,9 @@ def train_step(step, args, batches, cvae, optimiser, average, autocast):
     (found[0] + weight * found[1]).mean().backward()
     optimiser.step()
 
-    if average is not None:  # average = ema * average + (1 - ema) * weights; BatchNorm's statistics are copied
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(cvae.parameters()), 1 - args.ema)
-            for ours, theirs in zip(average.buffers(), cvae.buffers(), strict=True):
-                ours.copy_(theirs)
+    if average is not None:  # average = ema * average + (1 - ema) * weights, and BatchNorm's statistics with them
+        ours, theirs = ([t for t in m.state_dict().values() if t.is_floating_point()] for m in (average, cvae))
+        torch._foreach_lerp_(ours, theirs, 1 - args.ema)
     return found.detach().mean(1)
 
 
@@ -346,7 +349,8 @@ def encode(cvae, images, y):
 def random_labels(counts, n, seed):
     """n classes, int64 (n,), each as likely as it is frequent in the data: so that samples compare with the data."""
     up_to = torch.tensor(counts).cumsum(0).double() / sum(counts)
-    return torch.searchsorted(up_to, torch.rand(n, generator=torch.Generator().manual_seed(seed)).double(), right=True)
+    generator = torch.Generator().manual_seed(seed + 2**41)  # not that of the latents, or the two would depend
+    return torch.searchsorted(up_to, torch.rand(n, generator=generator).double(), right=True)
 
 
 def generate(checkpoint, n, seed=0, device="cpu", label=None):
@@ -363,7 +367,8 @@ def generate(checkpoint, n, seed=0, device="cpu", label=None):
 
 def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu"):
     """rows walks of `frames` pictures from one real image to another, on the straight line between their mu and their
-    classes. Between the examples that the checkpoint carries. Returns uint8 (rows * frames, colours, size, size)."""
+    classes. Between the examples that the checkpoint carries; kind: "linear" only.
+    Returns uint8 (rows * frames, colours, size, size)."""
     cvae, args = load_cvae(checkpoint, device)
     images, y = checkpoint["examples"], one_hot(checkpoint["example_labels"], len(checkpoint["data"]["classes"]))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
@@ -399,14 +404,13 @@ def measure(cvae, images, labels, args):
     for part, part_y in zip(images.split(200), y.split(200), strict=True):
         x = from_uint8(part.to(device))
         eps = torch.randn(len(x), args.latent_dim, generator=generator).to(device)
-        parts.append(terms(*cvae(x, part_y.to(device), eps), x, cvae.log_sigma, args).double().cpu())
+        parts.append(terms(*cvae(x, part_y.to(device), eps), x, cvae.log_sigma, args).cpu().double())
     return torch.cat(parts, dim=1).mean(1).tolist()
 
 
-def last_values(checkpoint, args, device, metrics):
+def last_values(checkpoint, args, device, metrics, train, held_out):
     """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images."""
     cvae, _ = load_cvae(checkpoint, device)
-    train, held_out = load_parts(args.data, args.size, args.hold_out)
     pool, words = (held_out, "held-out") if held_out else (train, "training (nothing is held out)")
     rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))[: args.eval_images]
     images, labels = pool.images[rows], pool.labels[rows]
@@ -480,7 +484,8 @@ def main(args):
     # Real images whose reconstructions are shown, of one class after the other. They are kept in the checkpoint.
     pool = run.held_out or data
     order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    of_class = [[i for i in order if pool.labels[i] == c][:16] for c in range(rows)]
+    labels = pool.labels.tolist()
+    of_class = [[i for i in order if labels[i] == c][:16] for c in sorted(set(labels))[:16]]
     chosen = [members[k] for k in range(16) for members in of_class if k < len(members)][:16]
     examples, example_labels = pool.images[chosen], pool.labels[chosen]
     example_y = one_hot(example_labels, classes)
@@ -514,7 +519,7 @@ def main(args):
     with run.opened(networks, {"cvae": optimiser}, sample, fakes, columns, test if columns else None, extra):
         for step in run.steps():
             run.record(train_step(step, args, run.batches, cvae, optimiser, average, run.autocast))
-    run.finish(generate, lambda metrics: last_values(run.snapshot(), args, run.device, metrics))
+    run.finish(generate, lambda metrics: last_values(run.snapshot(), args, run.device, metrics, data, run.held_out))
 
 
 if __name__ == "__main__":

@@ -159,21 +159,29 @@ def load(name_or_path, size, split="train"):
 
 
 def load_parts(name_or_path, size, count=0):
-    """(training images, held-out images or None). count: how many to hold out of a set without a split of its own,
-    at random but always the same ones."""
+    """(training images, held-out images in random order, or None): the splits of the set, or where it has none
+    `count` images held out at random, always the same ones."""
+
+    def pick(data, rows, note):
+        labels = data.labels[rows] if data.labels is not None else None
+        return data._replace(images=data.images[rows], labels=labels, note=data.note + note)
+
+    def shuffled(n):
+        return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
     data = load(name_or_path, size)
+    if data.held_out and not count:
+        test = load(name_or_path, size, "test")
+        return data, pick(test, shuffled(len(test.images)), "")
     if not count:
-        return data, load(name_or_path, size, "test") if data.held_out else None
+        return data, None
     if data.held_out:
         raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
-    if count >= len(data.images):
-        raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be smaller than that")
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
-    parts = []
-    for rows, note in ((order[count:].sort().values, f"without {count} held-out ones"), (order[:count], "held out")):
-        labels = data.labels[rows] if data.labels is not None else None
-        parts.append(data._replace(images=data.images[rows], labels=labels, note=f"{data.note}, {note}"))
-    return tuple(parts)
+    if not 1 < count < len(data.images):
+        raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be from 2 to less than that")
+    order = shuffled(len(data.images))
+    rest = pick(data, order[count:].sort().values, f", without {count} held-out ones")
+    return rest, pick(data, order[:count], ", held out")
 
 
 def is_named(text):
@@ -263,8 +271,8 @@ class Batches:
     The images live on the training device when they take less than half of its free memory. Otherwise a thread
     gathers the next batch into one of two pinned buffers while the device works on this one.
 
-    balance: draw every class equally often. An epoch has as many images as without it; those of a small class come
-    several times in it, those of a large class in turns over the epochs.
+    balance: draw every class equally often. An epoch has as many images as without it: those of a small class several
+    times, of a large class a new random part.
     """
 
     def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
@@ -929,11 +937,11 @@ class Run:
     def reference_halves(self):
         """Two disjoint sets of real images: one chooses best.pt, the other gives the final numbers (so a fair result).
 
-        They are the halves of the held-out split, or where the data have none of a fixed random part of all images.
+        They are the halves of the held-out images, or where there are none of a fixed random part of all images.
         """
-        pool = load(self.args.data, self.args.size, "test")
+        words = "held-out images" if self.held_out else "training images (the data have no held-out split)"
+        pool = self.held_out or load(self.args.data, self.args.size, "test")
         order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(0))
-        words = "held-out images" if pool.held_out else "training images (the data have no held-out split)"
         return [pool.images[order[i::2][: self.args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
 
     def plan(self):
@@ -1061,7 +1069,8 @@ class Run:
         step, ends = self.step, self.step == self.total
         due_eval = self.metrics and (ends or step % args.eval_every == 0)
         due_sample = ends or step % self.sample_every == 0
-        due_log = ends or due_eval or step % args.log_every == 0
+        # also at the end of an epoch, so that the mean over an epoch can be read from the log
+        due_log = ends or due_eval or step % args.log_every == 0 or step % self.per_epoch == 0
         due_save = ends or step % self.save_every == 0
         failed = self.device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
         if not (due_log or due_sample or due_save or failed):
@@ -1123,8 +1132,9 @@ class Run:
             values += more(metrics) if more else []
             result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
             write_text(self.path / "metrics.json", json.dumps(result, indent=1))
-            if changed := [f"--{k.replace('_', '-')} {getattr(args, k)}" for k in args.explicit if k in self.preset]:
-                print(f"\nnot quite the preset {args.preset}: {' '.join(changed)}")
+            others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}
+            if changed := " ".join(f"--{k.replace('_', '-')} {v}" for k, v in others.items() if v is not None):
+                print(f"\nnot quite the preset {args.preset}: {changed}")
             print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
             print(metrics.table(values, report))
         print(f"\ntry next: python {self.script}.py --load {self.path} --generate 64 --to grid.png")

@@ -96,7 +96,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
     "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
     "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
-    "load": (None, str, "a checkpoint or run directory to use with --generate or --interpolate"),
+    "load": (None, str, "a checkpoint or run directory to use, for example with --generate"),
     "generate": (None, number(int, 1), "with --load: make N pictures"),
     "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
 }
@@ -136,6 +136,8 @@ def parse_args(argv=None):
     lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
     if lonely or args.load and (len(uses) != 1 or args.resume is not None):
         parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
+    if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
+        parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
     if args.resume is not None and args.out:
         parser.error("--resume goes on in its own directory: leave out --out")
     return args
@@ -157,6 +159,8 @@ FLAGS = COMMON | {
     "interpolate": (None, number(int, 2), "with --load: walk between random latents in N pictures, 8 walks"),
     "interpolation": ("spherical", ["spherical", "linear"], "how --interpolate walks"),
 }
+
+USED_WITH = {"generate": ["to"], "interpolate": ["to", "interpolation"]}  # a use of --load: the flags that it reads
 
 if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
     ARGS = parse_args()

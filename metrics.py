@@ -453,8 +453,8 @@ def autoencoder(means, mu, likelihood, words):
 def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
     """A small convolutional network, trained on uint8 images (N, C, H, W) and int64 labels (N,).
 
-    Returns a function from uint8 images to int64 predicted labels. Larger images are shrunk to 32x32. Trained in fp32
-    with Adam for `steps` batches of 128; the state of torch's random numbers is left as it was.
+    Returns a function from uint8 images to int64 predicted labels. Larger images are shrunk to 32x32. Trained with
+    Adam for `steps` batches of 128; the state of torch's random numbers on the CPU is left as it was.
     """
 
     def prepare(part):
@@ -496,7 +496,7 @@ def class_accuracy(train, held_out, fake, asked, device="cpu", steps=800):
     images, labels, where = train.images, train.labels, "held-out real images"
     if held_out is None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
-        rows, rest = order.split([len(order) // 10, len(order) - len(order) // 10])
+        rows, rest = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
         test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
         where = "real images kept from the classifier"
     else:

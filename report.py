@@ -10,7 +10,6 @@ writes into each run directory
     strip.png          the first 8 of these samples at a few epochs, one row each
     interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint; of
                        autoencoders, on the straight line between the latents of two real images
-
     classes.png        of cvae.py: real images, and their latents decoded as every class
 
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.

@@ -29,7 +29,9 @@ def parse_args(argv=None):
     parser.error = lambda message: parser.exit(2, f"step.py: error: {message} (see --help)\n")
     parser.add_argument("--scripts", nargs="+", choices=list(BATCH), default=list(BATCH), help="[all]")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets [5]")
-    parser.add_argument("--steps", type=int, default=4, help="steps in one turn [4; vae_mlp: 10 times as many]")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="steps in one turn [4]; of vae_mlp, above 2, 10 times as many"
+    )
     parser.add_argument("--batch", type=int, help="[64; autoencoders: 128]")
     parser.add_argument("--size", type=int, default=64, help="[64]")
     parser.add_argument("--width", type=int, help="[64; vae_mlp: 512]")
@@ -233,8 +235,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(ARGS)
-    except (datasets.InputError, OSError) as problem:
-        print(f"step.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    datasets.run_program("step.py", main, ARGS)

@@ -270,7 +270,7 @@ def textbook(name, args, batches, model, optimiser, average, autocast, steps):
         optimiser.step()
         if average is not None:
             with torch.no_grad():
-                for ours, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
                     ours.copy_(args.ema * ours + (1 - args.ema) * theirs)
         losses.append([nats.mean().item(), kl.mean().item()])
     return torch.tensor(losses)
@@ -297,8 +297,9 @@ def test_train_step_is_the_textbook_loop(name, changes):
         for p, q in zip(network.parameters(), other.parameters(), strict=True) if network is not None else ():
             torch.testing.assert_close(p, q, rtol=2e-2, atol=3e-4)
     if ours[4] is not None:
-        for ours_now, theirs_now in zip(ours[4].buffers(), ours[2].buffers(), strict=True):
-            assert torch.equal(ours_now, theirs_now)
+        for average, other in zip(ours[4].buffers(), theirs[4].buffers(), strict=True):
+            if average.is_floating_point():
+                torch.testing.assert_close(average, other, rtol=1e-3, atol=1e-4)
 
 
 def gradients(name, ours):
@@ -312,10 +313,9 @@ def relative(ours, theirs):
     return max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
 
 
-@both
-def test_channels_last_gives_the_plain_gradients(name):
-    fast, plain = setting(name, torch.channels_last), setting(name)
-    assert relative(gradients(name, fast), gradients(name, plain)) < 1e-4
+def test_channels_last_gives_the_plain_gradients():
+    fast, plain = setting("cvae", torch.channels_last), setting("cvae")
+    assert relative(gradients("cvae", fast), gradients("cvae", plain)) < 1e-4
 
 
 @both
@@ -355,7 +355,7 @@ def test_the_class_changes_the_picture_and_only_the_asked_one_is_made(here, caps
     assert torch.equal(rows[0], checkpoint["examples"][0])
     own = 2 + checkpoint["example_labels"][0].item()
     assert torch.equal(rows[1], rows[own]) and not torch.equal(rows[1], rows[2 + (own - 1) % 3])
-    for bad in ("--load r --generate 4 --class tiger", "--load r --interpolate 4 --class lion --to x.jpg"):
+    for bad in ("--load r --generate 4 --class tiger", "--load r --interpolate 4 --to x.jpg"):
         with pytest.raises(datasets.InputError, match="tiger|give a .png"):
             cvae.main(cvae.parse_args(bad.split()))
 
@@ -412,14 +412,12 @@ def test_class_accuracy():
     train = train._replace(images=train.images[:4000], labels=train.labels[:4000])
     state = torch.get_rng_state()
     fake, asked = test.images[:1000], test.labels[:1000]
-    value = metrics.class_accuracy(
-        train, test._replace(images=test.images[1000:], labels=test.labels[1000:]), fake, asked
-    )
+    held_out = test._replace(images=test.images[1000:], labels=test.labels[1000:])
+    value = metrics.class_accuracy(train, held_out, fake, asked, steps=250)
     assert value["value"] > 0.7 and value["value"] == pytest.approx(value["real"], abs=0.05)
     assert torch.equal(state, torch.get_rng_state())
-    shuffled = asked[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
-    predict = metrics.classifier(train.images, train.labels, 5, steps=30)
-    assert (predict(fake) == shuffled).double().mean() < 0.3
+    others = metrics.class_accuracy(train, held_out, fake, (asked + 1) % 5, steps=250)
+    assert others["value"] < 0.1 and others["real"] == value["real"]
     assert "kept from the classifier" in metrics.class_accuracy(train, None, fake[:9], asked[:9], steps=2)["protocol"]
 
 
