@@ -122,7 +122,7 @@ def parse_args(argv=None):
             options.update(type=kind, metavar=name.rsplit("_")[-1].upper())
         parser.add_argument("--" + name.replace("_", "-"), **options)
     given = vars(parser.parse_args(argv))
-    if "preset" not in given and given.get("data", "shapes") == "shapes" and "resume" not in given:
+    if given.get("data", "shapes") == "shapes" and not given.keys() & {"preset", "resume", "load"}:
         given["preset"] = "shapes"
     preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
     assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
