@@ -458,3 +458,54 @@ def test_real_data(here, name, count, classes):
     data = load(REAL / name, 64)
     assert data.images.shape == (count, 3, 64, 64) and len(data.classes) == classes
     assert 80 < data.images[::50].float().mean() < 160 and data.held_out == (classes > 0)
+
+
+# ---------------------------------------------------------------------------------------- balance and held-out images
+
+
+def unbalanced():
+    """300, 40 and 2 images of three classes; every image is its own number."""
+    labels = torch.tensor([0] * 300 + [1] * 40 + [2] * 2)
+    images = torch.arange(342)[:, None, None, None] % 256
+    return Images(images.to(torch.uint8).expand(342, 3, 8, 8), labels, ["a", "b", "c"], "", "", False, "")
+
+
+def test_balance_draws_classes_equally():
+    batches = Batches(unbalanced(), 16, seed=4, balance=True)
+    assert batches.per_epoch == 342 // 16
+    for epoch in range(3):
+        rows = torch.cat([batches.rows(epoch * batches.per_epoch + k)[0] for k in range(batches.per_epoch)])
+        counts = torch.bincount(batches.labels[rows], minlength=3)
+        assert (counts - 16 * batches.per_epoch / 3).abs().max() <= 8  # the last short batch is missing
+        large = rows[rows < 300]
+        assert len(large.unique()) == len(large)  # of a class with enough images none comes twice
+        assert torch.bincount(rows)[300:340].max() <= 3
+    again = Batches(unbalanced(), 16, seed=4, balance=True)
+    again.drawn = 17
+    for _ in range(17):
+        next(batches)
+    assert torch.equal(next(again)[1], next(batches)[1])  # the number of batches drawn is the whole state
+    with pytest.raises(InputError, match="no labels"):
+        Batches(unbalanced()._replace(labels=None), 16, balance=True)
+
+
+def test_held_out_images_are_no_training_images(here):
+    images = np.arange(200, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    np.savez("own.npz", images=images, labels=np.arange(200) % 4)
+    train, held_out = datasets.load_parts("own.npz", 8, 30)
+    a, b = (part.images[:, 0, 0, 0] for part in (train, held_out))
+    assert len(a) == 170 and len(b) == 30 and sorted([*a.tolist(), *b.tolist()]) == list(range(200))
+    assert torch.equal(held_out.labels, b.long() % 4) and "30 held-out" in train.note
+    assert torch.equal(datasets.load_parts("own.npz", 8, 30)[1].images, held_out.images)
+    assert datasets.load_parts("own.npz", 8)[1] is None
+    np.savez("split.npz", images=images, labels=np.arange(200) // 50, split=np.arange(200) % 2)
+    test = datasets.load_parts("split.npz", 8)[1]
+    assert (test.images[:, 0, 0, 0] % 2 == 1).all() and len(test.images) == 100
+    assert len(set(test.labels[:20].tolist())) == 4  # in random order, not class by class
+
+
+def test_latents_do_not_depend_on_how_many_are_drawn():
+    few, many = datasets.latents(3, 5, seed=1), datasets.latents(100, 5, seed=1)
+    assert torch.equal(few, many[:3]) and few.shape == (3, 5)
+    large = datasets.latents(20_000, 5, seed=2)
+    assert large.mean().abs() < 0.02 and large.std() == pytest.approx(1, abs=0.02)

@@ -18,7 +18,10 @@ from conftest import ROOT
 from PIL import Image
 
 import datasets
+import report
 from datasets import InputError, read_checkpoint
+
+PLOTS = report.report
 
 TINY = "--data tiny.npz --size 16 --width 4 --batch 8 --log-every 3 --device cpu --precision fp32".split()
 # script -> flags that switch on everything with a state of its own
@@ -33,8 +36,10 @@ every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
 @pytest.fixture
-def tiny(here):
-    """A current folder with 100 labelled colour images of 16x16 in tiny.npz."""
+def tiny(here, monkeypatch):
+    """A current folder with 100 labelled colour images of 16x16 in tiny.npz. Runs end without plots, which take longer
+    than all their steps; test_a_run_directory has them."""
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     np.savez(here / "tiny.npz", images=images, labels=np.arange(100) % 3, classes=["a", "b", "c"])
@@ -74,7 +79,8 @@ def rows(run_directory):
 
 
 @every_script
-def test_a_run_directory(tiny, name, capsys):
+def test_a_run_directory(tiny, name, capsys, monkeypatch):
+    monkeypatch.setattr(report, "report", PLOTS)
     train(name, "--steps", "7", "--sample-every", "3")
     out = capsys.readouterr().out
     run_directory = tiny / f"runs/{name}-tiny-1"
