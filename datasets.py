@@ -1186,6 +1186,16 @@ def write_pictures(images, to, columns=None):
 # ----------------------------------------------------------------------------------------------- command line
 
 
+def entropy_floor(images):
+    """Mean over images of the sum of -p log p - (1 - p) log(1 - p) over their values p = byte / 255, in nats.
+
+    It is the binary cross-entropy of the images with themselves, which a VAE's reconstruction can only approach.
+    """
+    counts = sum(torch.bincount(part.flatten().int(), minlength=256).double() for part in images.split(1024))
+    p = torch.arange(256, dtype=torch.float64) / 255
+    return (counts @ (torch.special.entr(p) + torch.special.entr(1 - p))).item() / len(images)
+
+
 def print_stats(data):
     """Counts, balance and channel statistics of one split, on standard output."""
     n, c, h, w = data.images.shape
@@ -1194,6 +1204,7 @@ def print_stats(data):
                           for p in data.images.split(1024)]).double().sum(0) / n  # fmt: skip
     mean, std = values[0] / 255, (values[1] - values[0].square()).clamp(min=0).sqrt() / 255
     print("channel means " + " ".join(f"{v:.4f}" for v in mean) + ", deviations " + " ".join(f"{v:.4f}" for v in std))
+    print(f"entropy floor {entropy_floor(data.images):.1f} nats an image: no cross-entropy summed over values is lower")
     if data.labels is None:
         print("no labels")
         return

@@ -509,3 +509,12 @@ def test_latents_do_not_depend_on_how_many_are_drawn():
     assert torch.equal(few, many[:3]) and few.shape == (3, 5)
     large = datasets.latents(20_000, 5, seed=2)
     assert large.mean().abs() < 0.02 and large.std() == pytest.approx(1, abs=0.02)
+
+
+def test_entropy_floor_is_the_cross_entropy_of_the_images_with_themselves():
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[0, 0] = 0
+    images[1, 0] = 255
+    p = images.double() / 255
+    loss = torch.nn.functional.binary_cross_entropy(p, p, reduction="sum") / 5
+    assert datasets.entropy_floor(images) == pytest.approx(loss.item(), rel=1e-12)
