@@ -30,7 +30,7 @@ both terms are nats per picture, summed over its D values and over the latents, 
     R0   mean squared error + 1.0 * mean of KL over 256 latents  times D/2: gaussian, D/512 = 24 at D = 3x64x64
     R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
 
-    python vae_mlp.py                                            # built-in shapes: two minutes on two cores
+    python vae_mlp.py                                            # built-in shapes: two to three minutes on two cores
     python vae_mlp.py --data photos/ --size 64 --epochs 100      # your own pictures: a folder, a zip, an .npz
     python vae_mlp.py --load runs/vae_mlp-shapes-1 --generate 64 --to grid.png
     python vae_mlp.py --load runs/vae_mlp-shapes-1 --iwae 64     # how good is the model, in nats
