@@ -197,7 +197,7 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, checkpoint_of, from_uint8, grid, latents, pick_device
+    from datasets import InputError, Run, checkpoint_of, from_uint8, grid, latents, measured_on, pick_device
     from datasets import run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -408,18 +408,19 @@ def measure(cvae, images, labels, args):
     return torch.cat(parts, dim=1).mean(1).tolist()
 
 
-def last_values(checkpoint, args, device, metrics, train, held_out):
-    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images."""
-    cvae, _ = load_cvae(checkpoint, device)
-    pool, words = (held_out, "held-out") if held_out else (train, "training (nothing is held out)")
+def last_values(cvae, run, metrics, fake):
+    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images.
+
+    fake: what `generate` made of the classes random_labels(counts, len(fake), seed + 2).
+    """
+    args, (pool, words) = run.args, measured_on(run.data, run.held_out)
     rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))[: args.eval_images]
     images, labels = pool.images[rows], pool.labels[rows]
     words = f"{len(images)} {words} images of {pool.name}"
     mu = encode(cvae, images, one_hot(labels, len(pool.classes)))
     values = metrics.autoencoder(measure(cvae, images, labels, args), mu, args.likelihood, words)
-    fake = generate(checkpoint, args.eval_images, args.seed + 2, device)
-    asked = random_labels(checkpoint["data"]["counts"], args.eval_images, args.seed + 2)
-    return [*values, metrics.class_accuracy(train, held_out, fake, asked, device)]
+    asked = random_labels(run.about["counts"], len(fake), args.seed + 2)
+    return [*values, metrics.class_accuracy(run.data, run.held_out, fake, asked, run.device)]
 
 
 def use_checkpoint(args):
@@ -482,7 +483,7 @@ def main(args):
     fixed = latents(8, args.latent_dim, args.seed + 1).repeat(rows, 1)
     fixed_y = one_hot(torch.arange(rows).repeat_interleave(8), classes)
     # Real images whose reconstructions are shown, of one class after the other. They are kept in the checkpoint.
-    pool = run.held_out or data
+    pool, _ = measured_on(data, run.held_out)
     order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(args.seed)).tolist()
     labels = pool.labels.tolist()
     of_class = [[i for i in order if labels[i] == c][:16] for c in sorted(set(labels))[:16]]
@@ -519,7 +520,7 @@ def main(args):
     with run.opened(networks, {"cvae": optimiser}, sample, fakes, columns, test if columns else None, extra):
         for step in run.steps():
             run.record(train_step(step, args, run.batches, cvae, optimiser, average, run.autocast))
-    run.finish(generate, lambda metrics: last_values(run.snapshot(), args, run.device, metrics, data, run.held_out))
+    run.finish(generate, lambda metrics, fake: last_values(shown.eval(), run, metrics, fake))
 
 
 if __name__ == "__main__":

@@ -184,6 +184,11 @@ def load_parts(name_or_path, size, count=0):
     return rest, pick(data, order[:count], ", held out")
 
 
+def measured_on(train, held_out):
+    """Of the two that load_parts gives, the one on which a model is measured, and what it is in words."""
+    return (held_out, "held-out") if held_out else (train, "training (nothing is held out)")
+
+
 def is_named(text):
     """Whether --data means a known set: a path of the same name counts only where no program could fetch the set."""
     return text in KNOWN and not (text in BY_HAND and Path(text).exists())
@@ -280,8 +285,9 @@ class Batches:
             raise InputError(f"'{data.name}' has {len(data.images)} images: --batch must not be larger than that")
         if balance and data.labels is None:
             raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
-        self.classes = [rows for c in range(len(data.classes)) if len(rows := (data.labels == c).nonzero()[:, 0])]
-        self.classes = self.classes if balance else []
+        self.classes = []  # the rows of each class, to balance
+        if balance:
+            self.classes = [(data.labels == c).nonzero()[:, 0] for c in data.labels.unique()]
         self.device, self.batch, self.seed, self.drawn = torch.device(device), batch, seed, 0
         self.per_epoch = len(data.images) // batch
         if stream is None:
@@ -1115,7 +1121,8 @@ class Run:
     def finish(self, generate, more=None):
         """After the last step: plots and, for a report's preset, its metrics; kept in metrics.json.
 
-        generate: the script's own. more(metrics): further values in the form of metrics.evaluate, for this script.
+        generate: the script's own. more(metrics, fake): what this script measures besides, in the form of
+        metrics.evaluate; fake: the generated images.
         """
         args, report, checkpoint = self.args, self.preset.get("report"), self.snapshot()
         if (pictures := beside("report")) is not None:
@@ -1129,7 +1136,7 @@ class Run:
                 real_words=self.words,
                 fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
             )  # fmt: skip
-            values += more(metrics) if more else []
+            values += more(metrics, fake) if more else []
             result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
             write_text(self.path / "metrics.json", json.dumps(result, indent=1))
             others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}

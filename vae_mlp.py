@@ -178,8 +178,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, beside, checkpoint_of, from_uint8, grid, latents, load_parts, pick_device
-    from datasets import run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import InputError, Run, beside, checkpoint_of, from_uint8, grid, latents, load_parts
+    from datasets import measured_on, pick_device, run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -368,10 +368,6 @@ def measure(vae, images, args):
     return torch.cat(parts, dim=1).mean(1).tolist()
 
 
-def pool_words(held_out):
-    return "held-out" if held_out else "training (nothing is held out)"
-
-
 def last_values(vae, args, metrics, pool, words):
     """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images of pool."""
     images = pool.images[torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))]
@@ -402,9 +398,9 @@ def use_checkpoint(args):
         images = checkpoint["examples"]
     else:  # the images of the run, or others that --data names
         source, count = (flags["data"], flags["hold_out"]) if own else (args.data, 0)
-        train, held_out = load_parts(source, flags["size"], count)
-        images, channels = (held_out or train).images, about["channels"]
-        if own and train.fingerprint != about["fingerprint"]:
+        pool, words = measured_on(*load_parts(source, flags["size"], count))
+        images, channels = pool.images, about["channels"]
+        if own and pool.fingerprint != about["fingerprint"]:
             raise InputError(f"'{source}' is not the data that this model was trained on (its fingerprint differs)")
         if images.shape[1] != channels:
             raise InputError(f"'{source}' has {images.shape[1]} channels, and this model was trained on {channels}")
@@ -414,8 +410,8 @@ def use_checkpoint(args):
     elif (metrics := beside("metrics")) is not None:
         vae, trained = load_vae(checkpoint, device)
         trained.iwae, trained.eval_images = args.iwae, args.eval_images
-        words = pool_words(held_out) if own else "given"
-        print(metrics.table(last_values(vae, trained, metrics, held_out or train, words)))
+        words = words if own else "given"
+        print(metrics.table(last_values(vae, trained, metrics, pool, words)))
 
 
 # -------------------------------------------------------------------------------------------------------- main
@@ -454,7 +450,7 @@ def main(args):
     shown = vae if average is None else average  # whose pictures are shown and measured
     fixed = latents(64, args.latent_dim, args.seed + 1)
     # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
-    examples = (run.held_out or data).images
+    examples = measured_on(data, run.held_out)[0].images
     examples = examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed))[:16]]
 
     def sample():
@@ -480,8 +476,7 @@ def main(args):
     with run.opened(networks, {"vae": optimiser}, sample, fakes, columns, test if columns else None, extra):
         for step in run.steps():
             run.record(train_step(step, args, run.batches, vae, optimiser, average, run.autocast))
-    words = pool_words(run.held_out)
-    run.finish(generate, lambda metrics: last_values(shown, args, metrics, run.held_out or data, words))
+    run.finish(generate, lambda metrics, _: last_values(shown, args, metrics, *measured_on(data, run.held_out)))
 
 
 if __name__ == "__main__":
