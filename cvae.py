@@ -197,8 +197,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, checkpoint_of, from_uint8, grid, latents, measured_on, pick_device
-    from datasets import run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import InputError, Run, above, checkpoint_of, from_uint8, grid, latents, measured_on, pick_device
+    from datasets import run_program, save_picture, shuffled, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -283,7 +283,7 @@ def terms(output, mu, logvar, x, log_sigma, args):
     else:
         nats = 0.5 * square * torch.exp(-2 * log_sigma) + (log_sigma + 0.5 * math.log(2 * math.pi)) * size
         bound = nats + kl
-    return torch.stack([nats, kl, bound, square / size])
+    return torch.stack([nats, kl, bound.detach(), square.detach() / size])  # the loss is made of the first two
 
 
 # --- end shared ---
@@ -371,7 +371,7 @@ def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu"):
     Returns uint8 (rows * frames, colours, size, size)."""
     cvae, args = load_cvae(checkpoint, device)
     images, y = checkpoint["examples"], one_hot(checkpoint["example_labels"], len(checkpoint["data"]["classes"]))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(images), seed)
     chosen = order[torch.arange(2 * rows) % len(order)]
     both = torch.cat([encode(cvae, images[chosen], y[chosen]), y[chosen]], dim=1)  # (2 rows, latent_dim + classes)
     a, b = both.split(rows)
@@ -414,7 +414,7 @@ def last_values(cvae, run, metrics, fake):
     fake: what `generate` made of the classes random_labels(counts, len(fake), seed + 2).
     """
     args, (pool, words) = run.args, measured_on(run.data, run.held_out)
-    rows = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))[: args.eval_images]
+    rows = shuffled(len(pool.images), 1)[: args.eval_images]
     images, labels = pool.images[rows], pool.labels[rows]
     words = f"{len(images)} {words} images of {pool.name}"
     mu = encode(cvae, images, one_hot(labels, len(pool.classes)))
@@ -484,7 +484,7 @@ def main(args):
     fixed_y = one_hot(torch.arange(rows).repeat_interleave(8), classes)
     # Real images whose reconstructions are shown, of one class after the other. They are kept in the checkpoint.
     pool, _ = measured_on(data, run.held_out)
-    order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    order = shuffled(len(pool.images), args.seed).tolist()
     labels = pool.labels.tolist()
     of_class = [[i for i in order if labels[i] == c][:16] for c in sorted(set(labels))[:16]]
     chosen = [members[k] for k in range(16) for members in of_class if k < len(members)][:16]
@@ -496,8 +496,7 @@ def main(args):
         file = f"{run.step:06d}.png"
         save_picture(grid(pictures(shown, fixed, fixed_y, args.likelihood), 8), run.path / "samples" / file)
         back = pictures(shown, encode(shown, examples, example_y), example_y, args.likelihood)
-        pairs = [part for pair in zip(examples.split(8), back.split(8), strict=True) for part in pair]
-        save_picture(grid(torch.cat(pairs), 8), run.path / "reconstructions" / file)  # a row of originals, then theirs
+        save_picture(above(examples, back), run.path / "reconstructions" / file)
         shown.train()
 
     def fakes(n):

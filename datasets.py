@@ -149,7 +149,7 @@ def load(name_or_path, size, split="train"):
         rows = torch.tensor(info["split"]).eq(split == "test").nonzero()[:, 0]
     else:
         count = max(len(images) // 10, min(len(images), 2000))
-        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count].sort().values
+        rows = shuffled(len(images), 0)[:count].sort().values
     if rows is not None:
         if len(rows) == 0:
             raise InputError(f"'{name_or_path}' has no image in its split '{split}'")
@@ -166,20 +166,17 @@ def load_parts(name_or_path, size, count=0):
         labels = data.labels[rows] if data.labels is not None else None
         return data._replace(images=data.images[rows], labels=labels, note=data.note + note)
 
-    def shuffled(n):
-        return torch.randperm(n, generator=torch.Generator().manual_seed(0))
-
     data = load(name_or_path, size)
     if data.held_out and not count:
         test = load(name_or_path, size, "test")
-        return data, pick(test, shuffled(len(test.images)), "")
+        return data, pick(test, shuffled(len(test.images), 0), "")
     if not count:
         return data, None
     if data.held_out:
         raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
     if not 1 < count < len(data.images):
         raise InputError(f"'{data.name}' has {len(data.images)} images: --hold-out must be from 2 to less than that")
-    order = shuffled(len(data.images))
+    order = shuffled(len(data.images), 0)
     rest = pick(data, order[count:].sort().values, f", without {count} held-out ones")
     return rest, pick(data, order[:count], ", held out")
 
@@ -351,6 +348,11 @@ class Batches:
 def from_uint8(images):
     """uint8 images -> float32 in [-1, 1]."""
     return images.float().div(127.5).sub(1)
+
+
+def shuffled(n, seed):
+    """The numbers from 0 to n - 1 in a random order that the seed fixes, int64 (n,)."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 
 def latents(n, latent_dim, seed):
@@ -818,6 +820,12 @@ def grid(images, columns=None):
     return Image.fromarray(canvas)
 
 
+def above(originals, copies):
+    """uint8 (N, C, H, W) twice -> one picture: a row of eight originals, under it their copies, and so on."""
+    rows = zip(originals.split(8), copies.split(8), strict=True)
+    return grid(torch.cat([part for pair in rows for part in pair]), 8)
+
+
 def save_picture(picture, path):
     """Write a PIL picture as PNG, atomically, making the folder if needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -947,7 +955,7 @@ class Run:
         """
         words = "held-out images" if self.held_out else "training images (the data have no held-out split)"
         pool = self.held_out or load(self.args.data, self.args.size, "test")
-        order = torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(0))
+        order = shuffled(len(pool.images), 0)
         return [pool.images[order[i::2][: self.args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
 
     def plan(self):
@@ -1231,7 +1239,7 @@ def main(args):
         return
     data = load(args.data, args.size, args.split)
     if args.show:
-        pick = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))[:64]
+        pick = shuffled(len(data.images), 0)[:64]
         save_picture(grid(data.images[pick]), args.show)
         print(f"wrote {args.show}")
     if args.stats or not args.show:

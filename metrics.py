@@ -80,7 +80,7 @@ from tqdm import tqdm
 
 try:
     import datasets
-    from datasets import InputError, pick_device, short
+    from datasets import InputError, pick_device, short, shuffled
 except ImportError as problem:
     sys.exit(print(f"metrics.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -495,7 +495,7 @@ def class_accuracy(train, held_out, fake, asked, device="cpu", steps=800):
     """
     images, labels, where = train.images, train.labels, "held-out real images"
     if held_out is None:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
+        order = shuffled(len(images), 2)
         rows, rest = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
         test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
         where = "real images kept from the classifier"
@@ -647,7 +647,7 @@ def side(text, model, n, size, split, seed, device):
         part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"
         if not data.held_out and len(data.images) < n:
             data = datasets.load(text, size, "all")
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(data.images), seed)
     return data.images[order[:n]], f"images of {data.name} ({part}; {data.note}; drawn with seed {seed})"
 
 

@@ -178,8 +178,9 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, beside, checkpoint_of, from_uint8, grid, latents, load_parts
-    from datasets import measured_on, pick_device, run_program, save_picture, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import InputError, Run, above, beside, checkpoint_of, from_uint8, grid, latents, load_parts
+    from datasets import measured_on, pick_device, run_program, save_picture, shuffled, to_uint8  # isort: skip
+    from datasets import weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -257,7 +258,7 @@ def terms(output, mu, logvar, x, log_sigma, args):
     else:
         nats = 0.5 * square * torch.exp(-2 * log_sigma) + (log_sigma + 0.5 * math.log(2 * math.pi)) * size
         bound = nats + kl
-    return torch.stack([nats, kl, bound, square / size])
+    return torch.stack([nats, kl, bound.detach(), square.detach() / size])  # the loss is made of the first two
 
 
 # --- end shared ---
@@ -350,7 +351,7 @@ def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu", i
     Returns uint8 (rows * frames, colours, size, size).
     """
     images = checkpoint["examples"] if images is None else images
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    order = shuffled(len(images), seed)
     vae, args = load_vae(checkpoint, device)
     a, b = encode(vae, images[order[torch.arange(2 * rows) % len(order)]]).split(rows)
     z = torch.stack([torch.lerp(a, b, i / (frames - 1)) for i in range(frames)], dim=1)  # (rows, frames, latent_dim)
@@ -370,7 +371,7 @@ def measure(vae, images, args):
 
 def last_values(vae, args, metrics, pool, words):
     """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images of pool."""
-    images = pool.images[torch.randperm(len(pool.images), generator=torch.Generator().manual_seed(1))]
+    images = pool.images[shuffled(len(pool.images), 1)]
     images = images[: args.eval_images or 1000]
     if len(images) < 2:
         raise InputError(f"{len(images)} image of {pool.name}: at least 2 are needed, see --eval-images")
@@ -451,14 +452,13 @@ def main(args):
     fixed = latents(64, args.latent_dim, args.seed + 1)
     # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
     examples = measured_on(data, run.held_out)[0].images
-    examples = examples[torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed))[:16]]
+    examples = examples[shuffled(len(examples), args.seed)[:16]]
 
     def sample():
         file = f"{run.step:06d}.png"
         save_picture(grid(pictures(shown, fixed, args.likelihood), 8), run.path / "samples" / file)
         back = pictures(shown, encode(shown, examples), args.likelihood)
-        rows = [part for pair in zip(examples.split(8), back.split(8), strict=True) for part in pair]
-        save_picture(grid(torch.cat(rows), 8), run.path / "reconstructions" / file)  # a row of originals, then theirs
+        save_picture(above(examples, back), run.path / "reconstructions" / file)
 
     def fakes(n):
         z = latents(n, args.latent_dim, args.seed + 2)
