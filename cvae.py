@@ -197,8 +197,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, above, checkpoint_of, from_uint8, grid, latents, measured_on, pick_device
-    from datasets import run_program, save_picture, shuffled, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import InputError, Run, above, checkpoint_of, describe, from_uint8, grid, latents, measured_on
+    from datasets import pick_device, run_program, save_picture, shuffled, to_uint8, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -442,20 +442,6 @@ def use_checkpoint(args):
 # -------------------------------------------------------------------------------------------------------- main
 
 
-def describe(cvae, x, latent_dim):
-    """--dry-run: the parameter counts, and the shape after every layer. x: one batch of pictures."""
-    for title, layers in (("encoder", cvae.encoder), ("decoder", cvae.decoder)):
-        print(f"{title}: {sum(p.numel() for p in layers.parameters()):,} parameters\n  input {tuple(x.shape[1:])}")
-        with torch.no_grad():
-            for layer in layers:
-                x = layer(x)
-                print(f"  {type(layer).__name__:16s} {tuple(x.shape[1:])}")
-        if title == "encoder":
-            heads = sum(p.numel() for part in (cvae.mu, cvae.logvar) for p in part.parameters())
-            print(f"and with the class ({EMBEDDING}): mu and logvar ({latent_dim} each), {heads:,} parameters")
-            x = torch.zeros(len(x), latent_dim + EMBEDDING)  # z and the class
-
-
 def main(args):
     if args.load:
         return use_checkpoint(args)
@@ -469,7 +455,8 @@ def main(args):
     torch.manual_seed(args.seed)
     cvae = CVAE(args.size, data.images.shape[1], classes, args.latent_dim, args.width)
     if args.dry_run:
-        describe(cvae.eval(), from_uint8(data.images[:2]), args.latent_dim)
+        y = one_hot(torch.zeros(2, dtype=torch.int64), classes)
+        describe(cvae, from_uint8(data.images[:2]), y, torch.zeros(2, args.latent_dim))
         return run.plan()
     networks = {"cvae": cvae.to(run.device, memory_format=torch.channels_last)}
     average = None

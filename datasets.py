@@ -361,6 +361,26 @@ def latents(n, latent_dim, seed):
     return torch.randn(math.ceil(n / 16) * 16, latent_dim, generator=generator)[:n]
 
 
+def slerp(a, b, t):
+    """Spherical interpolation of vectors (N, d) at t in [0, 1] (Shoemake 1985; for latents White 2016, 1609.04468).
+
+    In 100 dimensions nearly all of N(0, I) lies close to a sphere of radius 10. A straight line between two points cuts
+    through the inside, where a generator was never trained; the arc stays out.
+    """
+    angle = torch.acos(torch.cosine_similarity(a, b, dim=-1).clamp(-1 + 1e-7, 1 - 1e-7))[:, None]
+    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
+
+
+def walks(rows, frames, latent_dim, kind, seed):
+    """Latents on `rows` walks of `frames` steps from one random latent to another: (rows * frames, latent_dim).
+
+    kind: "spherical" or "linear".
+    """
+    a, b = torch.randn(2, rows, latent_dim, generator=torch.Generator().manual_seed(seed))
+    between = slerp if kind == "spherical" else torch.lerp
+    return torch.stack([between(a, b, i / (frames - 1)) for i in range(frames)], dim=1).flatten(0, 1)
+
+
 def to_uint8(images):
     """Float images in [-1, 1] -> uint8: the exact inverse of the scaling above. Rounded, not truncated."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -946,7 +966,8 @@ class Run:
                 )
             if args.weights and not Path(args.weights).is_file():
                 raise InputError(f"no file '{args.weights}': see --weights")
-        self.step, self.seconds, self.best, self.recent, self.stop = 0, 0.0, math.inf, [], []
+        self.step, self.seconds, self.recent, self.stop = 0, 0.0, [], []
+        self.best, self.best_side = math.inf, args.size  # lowest FID, and the side of the pictures that have it
 
     def reference_halves(self):
         """Two disjoint sets of real images: one chooses best.pt, the other gives the final numbers (so a fair result).
@@ -978,7 +999,8 @@ class Run:
             rng[self.device.type] = getattr(torch, self.device.type).get_rng_state()
         return {
             "script": self.script, "format": 1, "flags": self.flags, "step": self.step, "seconds": self.seconds,
-            "best": self.best, "steps_per_epoch": self.per_epoch, "data": self.about, "drawn": self.batches.drawn,
+            "best": self.best, "best_side": self.best_side, "drawn": self.batches.drawn,
+            "steps_per_epoch": self.per_epoch, "data": self.about,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "recent": torch.stack(self.recent).cpu() if self.recent else torch.empty(0, len(self.losses)),
@@ -993,7 +1015,8 @@ class Run:
             optimiser.load_state_dict(saved["optimisers"][name])
         self.step, self.seconds = saved["step"], saved["seconds"]
         if all(getattr(args, k) == saved["flags"][k] for k in ("dims", "weights", "eval_images")):
-            self.best = saved["best"]  # under another protocol FIDs do not compare, and the next one is the best
+            # under another protocol FIDs do not compare, and the next one is the best
+            self.best, self.best_side = saved["best"], saved.get("best_side", args.size)
         self.recent = list(saved["recent"].to(self.device))
         self.batches.drawn = saved["drawn"]
         torch.set_rng_state(saved["rng"]["cpu"])
@@ -1115,8 +1138,11 @@ class Run:
     def evaluate(self):
         """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""
         args = self.args
+        fake = self.fakes(args.eval_images)
+        if fake.shape[-1] != self.best_side:  # a growing model: FIDs at two sizes do not compare
+            self.best, self.best_side = math.inf, fake.shape[-1]
         values = self.metrics.evaluate(
-            self.halves[0], self.fakes(args.eval_images), dims=args.dims, weights=args.weights, device=self.device,
+            self.halves[0], fake, dims=args.dims, weights=args.weights, device=self.device,
             real_words=self.words,
         )  # fmt: skip
         found = self.metrics.scores(values)
@@ -1183,6 +1209,35 @@ def weights_used(checkpoint):
     return (f"averaged weights (EMA {ema})" if ema else "plain weights") + f" at step {checkpoint['step']}"
 
 
+def describe(network, *inputs):
+    """--dry-run: the parameter count of a network, and the shape after every layer as these inputs run through it."""
+    count, hooks = sum(p.numel() for p in network.parameters()), []
+    print(f"{type(network).__name__}: {count:,} parameters\n  {'input':22s} {tuple(inputs[0].shape[1:])}")
+    for layer in network.modules():
+        if not list(layer.children()):
+
+            def show(layer, _, output):
+                print(f"  {type(layer).__name__:22s} {tuple(output.shape[1:])}")
+
+            hooks.append(layer.register_forward_hook(show))
+    with torch.no_grad():
+        network.eval()(*inputs)
+    for hook in hooks:
+        hook.remove()
+
+
+def use_generator(script, args, generate, interpolate):
+    """A GAN's --load with --generate or --interpolate: a grid in one file, or a folder of PNGs."""
+    checkpoint = checkpoint_of(script, args.load)
+    device, _ = pick_device(args.device)
+    print(f"{script}, {weights_used(checkpoint)}")
+    if args.generate:
+        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
+    else:
+        images = interpolate(checkpoint, 8, args.interpolate, args.interpolation, args.seed, device)
+        write_pictures(images, args.to or "interpolation.png", columns=args.interpolate)
+
+
 def write_pictures(images, to, columns=None):
     """Write uint8 (N, C, H, W) to `to`: one grid if it is FILE.png, else a new folder of N PNGs."""
     to = Path(to)
@@ -1211,13 +1266,18 @@ def entropy_floor(images):
     return (counts @ (torch.special.entr(p) + torch.special.entr(1 - p))).item() / len(images)
 
 
+def channel_moments(images):
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W), of values in [0, 1]: float64 (C,) twice."""
+    values = torch.stack([torch.stack([p.float().mean((0, 2, 3)), p.float().square().mean((0, 2, 3))]) * len(p)
+                          for p in images.split(1024)]).double().sum(0) / len(images)  # fmt: skip
+    return values[0] / 255, (values[1] - values[0].square()).clamp(min=0).sqrt() / 255
+
+
 def print_stats(data):
     """Counts, balance and channel statistics of one split, on standard output."""
     n, c, h, w = data.images.shape
     print(f"{data.name}: {n} images, {c} channel{'s' * (c > 1)}, {h}x{w}, {data.note}; fingerprint {data.fingerprint}")
-    values = torch.stack([torch.stack([p.float().mean((0, 2, 3)), p.float().square().mean((0, 2, 3))]) * len(p)
-                          for p in data.images.split(1024)]).double().sum(0) / n  # fmt: skip
-    mean, std = values[0] / 255, (values[1] - values[0].square()).clamp(min=0).sqrt() / 255
+    mean, std = channel_moments(data.images)
     print("channel means " + " ".join(f"{v:.4f}" for v in mean) + ", deviations " + " ".join(f"{v:.4f}" for v in std))
     print(f"entropy floor {entropy_floor(data.images):.1f} nats an image: no cross-entropy summed over values is lower")
     if data.labels is None:

@@ -173,8 +173,7 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, checkpoint_of, grid, latents, pick_device, run_program, save_picture, to_uint8
-    from datasets import weights_used, write_pictures  # isort: skip
+    from datasets import Run, describe, grid, latents, run_program, save_picture, to_uint8, use_generator, walks
 except ImportError as problem:
     sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -329,55 +328,18 @@ def generate(checkpoint, n, seed=0, device="cpu"):
     return pictures(load_generator(checkpoint, device), z)
 
 
-def slerp(a, b, t):
-    """Spherical interpolation of vectors (N, d) at t in [0, 1] (Shoemake 1985; for latents White 2016, 1609.04468).
-
-    In 100 dimensions nearly all of N(0, I) lies close to a sphere of radius 10. A straight line between two points cuts
-    through the inside, where the generator was never trained; the arc stays out.
-    """
-    angle = torch.acos(F.cosine_similarity(a, b, dim=-1).clamp(-1 + 1e-7, 1 - 1e-7))[:, None]
-    return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
-
-
 def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"):
     """rows walks of `frames` pictures, each between two random latents: uint8 (rows * frames, colours, size, size)."""
-    walk = slerp if kind == "spherical" else torch.lerp
-    latent_dim = checkpoint["flags"]["latent_dim"]
-    a, b = torch.randn(2, rows, latent_dim, generator=torch.Generator().manual_seed(seed))
-    z = torch.stack([walk(a, b, i / (frames - 1)) for i in range(frames)], dim=1)  # (rows, frames, latent_dim)
-    return pictures(load_generator(checkpoint, device), z.flatten(0, 1))
-
-
-def use_checkpoint(args):
-    """--load with --generate or --interpolate: a grid in one file, or a folder of PNGs."""
-    checkpoint = checkpoint_of(SCRIPT, args.load)
-    device, _ = pick_device(args.device)
-    print(f"{SCRIPT}, {weights_used(checkpoint)}")
-    if args.generate:
-        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
-    else:
-        images = interpolate(checkpoint, 8, args.interpolate, args.interpolation, args.seed, device)
-        write_pictures(images, args.to or "interpolation.png", columns=args.interpolate)
+    z = walks(rows, frames, checkpoint["flags"]["latent_dim"], kind, seed)
+    return pictures(load_generator(checkpoint, device), z)
 
 
 # -------------------------------------------------------------------------------------------------------- main
 
 
-def describe(generator, discriminator, latent_dim):
-    """--dry-run: the parameter counts, and the shape after every layer."""
-    x = torch.zeros(2, latent_dim, 1, 1)
-    for network in (generator.eval(), discriminator.eval()):
-        parameters = sum(p.numel() for p in network.parameters())
-        print(f"{type(network).__name__}: {parameters:,} parameters\n  {'input':22s} {tuple(x.shape[1:])}")
-        with torch.no_grad():
-            for layer in network.layers:
-                x = layer(x)
-                print(f"  {type(layer).__name__:22s} {tuple(x.shape[1:])}")
-
-
 def main(args):
     if args.load:
-        return use_checkpoint(args)
+        return use_generator(SCRIPT, args, generate, interpolate)
     run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES, updates="d_steps")
     args, device, colours = run.args, run.device, run.data.images.shape[1]
 
@@ -386,7 +348,8 @@ def main(args):
     generator = Generator(args.size, colours, args.latent_dim, args.width).apply(init_weights)
     discriminator = Discriminator(args.size, colours, args.width).apply(init_weights)
     if args.dry_run:
-        describe(generator, discriminator, args.latent_dim)
+        describe(generator, torch.zeros(2, args.latent_dim))
+        describe(discriminator, torch.zeros(2, colours, args.size, args.size))
         return run.plan()
     networks = {"generator": generator, "discriminator": discriminator}
     average = None

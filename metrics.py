@@ -641,7 +641,7 @@ def side(text, model, n, size, split, seed, device):
             script = importlib.import_module(name)
         except ModuleNotFoundError as problem:
             raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
-        return script.generate(model, n, seed, device), f"images by {name}, {script.weights_used(model)}, seed {seed}"
+        return script.generate(model, n, seed, device), f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
     data, part = datasets.load(text, size, split), split
     if split == "test":
         part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"

@@ -292,7 +292,7 @@ def open_model(folder):
         model = importlib.import_module(checkpoint["script"])
     except ModuleNotFoundError:
         raise InputError(f"it needs {checkpoint['script']}.py beside report.py") from None
-    return checkpoint, model, f"{checkpoint['script']}, {name}: {model.weights_used(checkpoint)}"
+    return checkpoint, model, f"{checkpoint['script']}, {name}: {datasets.weights_used(checkpoint)}"
 
 
 def draw_interpolation(folder, args):

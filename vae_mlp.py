@@ -178,8 +178,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, above, beside, checkpoint_of, from_uint8, grid, latents, load_parts
-    from datasets import measured_on, pick_device, run_program, save_picture, shuffled, to_uint8  # isort: skip
+    from datasets import InputError, Run, above, beside, checkpoint_of, describe, from_uint8, grid, latents
+    from datasets import load_parts, measured_on, pick_device, run_program, save_picture, shuffled, to_uint8  # isort: skip
     from datasets import weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -418,17 +418,6 @@ def use_checkpoint(args):
 # -------------------------------------------------------------------------------------------------------- main
 
 
-def describe(vae):
-    """--dry-run: the parameter counts, and the shape after every layer."""
-    x = torch.zeros(2, *vae.decoder[-1].unflattened_size)
-    for title, layers in (("encoder", vae.encoder), ("decoder", vae.decoder)):
-        print(f"{title}: {sum(p.numel() for p in layers.parameters()):,} parameters\n  input {tuple(x.shape[1:])}")
-        for layer in layers:
-            x = layer(x)
-            print(f"  {type(layer).__name__:12s} {tuple(x.shape[1:])}")
-        x = x.chunk(2, dim=1)[0]  # z has half as many values as mu and logvar together
-
-
 def main(args):
     if args.load:
         return use_checkpoint(args)
@@ -441,7 +430,7 @@ def main(args):
     torch.manual_seed(args.seed)
     vae = VAE(args.size, data.images.shape[1], args.latent_dim, args.width)
     if args.dry_run:
-        describe(vae)
+        describe(vae, from_uint8(data.images[:2]), torch.zeros(2, args.latent_dim))
         return run.plan()
     networks = {"vae": vae.to(run.device)}
     average = None

@@ -1,0 +1,341 @@
+"""wgan_gp.py: the penalty against closed forms, the step against algorithm 1 written plainly, growth, scale."""
+
+import argparse
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT  # noqa: F401  (puts the scripts on the path)
+from torch import nn
+
+import datasets
+import wgan_gp
+from wgan_gp import Critic, Generator, LeakyReLU, build, gradient_penalty, growth_at
+
+
+def flags(*given):
+    return wgan_gp.parse_args(["--data=x", *given])
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_networks_have_the_sizes_that_the_report_states():
+    for preset, generator_size, critic_size in (("large-gan", 52.44e6, 44.09e6), ("small-gan", 3.57e6, 2.76e6)):
+        generator, critic = build(flags(f"--preset={preset}"), 3)
+        assert count(generator) == pytest.approx(generator_size, rel=0.003)
+        assert count(critic) == pytest.approx(critic_size, rel=0.003)
+
+
+def test_the_residual_networks_count_as_the_authors_do():
+    f, k = 64, 9
+
+    def residual(a, b, middle, norm):
+        return k * a * middle + middle + k * middle * b + b + a * b + b + norm * 2 * (a + middle)
+
+    generator, critic = build(flags("--preset=paper"), 3)
+    ups, downs = [8 * f, 8 * f, 4 * f, 2 * f, f], [f, 2 * f, 4 * f, 8 * f, 8 * f]
+    want = 129 * 16 * ups[0] + sum(residual(a, b, b, 1) for a, b in itertools.pairwise(ups)) + 2 * f + k * f * 3 + 3
+    assert count(generator) == want
+    want = k * 3 * f + f + sum(residual(a, b, a, 1) for a, b in itertools.pairwise(downs)) + 16 * downs[-1] + 1
+    assert count(critic) == want
+
+
+@pytest.mark.parametrize("size", [16, 32, 128])
+@pytest.mark.parametrize("arch", ["dcgan", "resnet"])
+def test_any_size_and_colour(size, arch):
+    for colours in 1, 3:
+        generator, critic = build(flags(f"--size={size}", "--width=2", f"--arch={arch}"), colours)
+        pictures = generator(torch.randn(3, 100))
+        assert pictures.shape == (3, colours, size, size) and pictures.abs().max() <= 1
+        assert critic(pictures).shape == (3,)
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "resnet"])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_the_critic_scores_each_picture_by_itself(arch, norm):
+    """No BatchNorm can get into it, and none of its layers mixes the pictures of a batch."""
+    with pytest.raises(SystemExit):
+        flags("--critic-norm=batch")
+    torch.manual_seed(0)
+    _, critic = build(flags("--size=16", "--width=4", f"--arch={arch}", f"--critic-norm={norm}"), 3)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules())
+    x = torch.randn(6, 3, 16, 16)
+    torch.testing.assert_close(critic(x), torch.cat([critic(part) for part in x.split(1)]))
+
+
+def test_layer_norm_is_over_all_values_of_an_image():
+    x = torch.randn(4, 6, 5, 5)
+    want = F.layer_norm(x, x.shape[1:])
+    torch.testing.assert_close(wgan_gp.layer_norm("layer", 6)(x), want)
+
+
+# ------------------------------------------------------------------------------------------------------ penalty
+
+
+def test_penalty_of_a_linear_critic():
+    """critic(x) = w.x: the gradient is w everywhere, the penalty (|w| - 1)^2, its gradient 2 (|w| - 1) w / |w|."""
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+    w = critic[1].weight
+    penalty, norm = gradient_penalty(critic, torch.randn(5, 3, 2, 2), torch.randn(5, 3, 2, 2))
+    length = w.detach().norm()
+    torch.testing.assert_close(norm, length)
+    torch.testing.assert_close(penalty, (length - 1) ** 2)
+    penalty.backward()
+    torch.testing.assert_close(w.grad, 2 * (length - 1) * w.detach() / length)
+
+
+def test_penalty_of_a_quadratic_critic():
+    """critic(x) = x.Ax / 2 with A = A': the gradient at x is Ax. real = fake fixes the points."""
+    torch.manual_seed(0)
+    a = torch.randn(12, 12)
+    a = nn.Parameter(a + a.T)
+    x = torch.randn(5, 3, 2, 2)
+    flat = x.flatten(1)
+
+    def critic(images):
+        v = images.flatten(1)
+        return 0.5 * (v @ a * v).sum(1)
+
+    penalty, norm = gradient_penalty(critic, x, x)
+    penalty.backward()
+    slopes = flat @ a.detach()
+    lengths = slopes.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(norm, lengths.mean())
+    torch.testing.assert_close(penalty, (lengths - 1).square().mean())
+    outer = torch.einsum("ni,nj->ij", 2 * (lengths - 1) / lengths * slopes, flat) / len(x)
+    torch.testing.assert_close(a.grad, (outer + outer.T) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_penalty_against_one_picture_at_a_time():
+    """The norm is over all values of an image: a loop with a backward pass for each image finds the same."""
+    torch.manual_seed(0)
+    critic, x = Critic(16, 3, 4, 1, "layer"), torch.randn(5, 3, 16, 16)
+    penalty, norm = gradient_penalty(critic, x, x)
+    norms = []
+    for image in x:
+        point = image[None].clone().requires_grad_()
+        critic(point).backward()
+        norms.append(point.grad.flatten().norm())
+    norms = torch.stack(norms)
+    torch.testing.assert_close(norm, norms.mean())
+    torch.testing.assert_close(penalty, (norms - 1).square().mean())
+
+
+def test_points_lie_between_real_and_fake_with_one_epsilon_an_image():
+    seen = []
+
+    def critic(x):
+        seen.append(x.detach())
+        return x.sum((1, 2, 3))
+
+    real, fake = torch.randn(50, 3, 4, 4), torch.randn(50, 3, 4, 4)
+    gradient_penalty(critic, real, fake)
+    epsilon = ((seen[0] - fake) / (real - fake)).flatten(1)
+    middle = epsilon.median(dim=1).values
+    torch.testing.assert_close(epsilon, middle[:, None].expand_as(epsilon), atol=1e-3, rtol=0)
+    assert 0 <= middle.min() < 0.2 and 0.8 < middle.max() <= 1 and len(middle.unique()) == 50
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+@pytest.mark.parametrize("arch", ["dcgan", "resnet"])
+def test_double_backward_against_finite_differences(arch, norm):
+    torch.manual_seed(0)
+    _, critic = build(flags("--size=16", "--width=2", f"--arch={arch}", f"--critic-norm={norm}"), 1)
+    critic.double()
+    x = torch.randn(3, 1, 16, 16, dtype=torch.float64)
+
+    def penalty():
+        return gradient_penalty(critic, x, x)[0]
+
+    critic.zero_grad()
+    penalty().backward()
+    checked = 0
+    for parameter in critic.parameters():
+        if parameter.grad is None:  # a bias before the score moves no slope
+            continue
+        with torch.no_grad():
+            index = parameter.grad.abs().argmax().item()
+            value = parameter.flatten()[index].item()
+            sides = []
+            for h in 1e-6, -1e-6:
+                parameter.view(-1)[index] = value + h
+                with torch.enable_grad():
+                    sides.append(penalty().item())
+            parameter.view(-1)[index] = value
+        numeric = (sides[0] - sides[1]) / 2e-6
+        assert parameter.grad.flatten()[index].item() == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+        checked += 1
+    assert checked >= 3
+
+
+def test_the_gradient_of_the_norm_at_zero_is_finite():
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0))
+    nn.init.zeros_(critic[1].weight)
+    penalty, norm = gradient_penalty(critic, torch.randn(5, 3, 2, 2), torch.randn(5, 3, 2, 2))
+    penalty.backward()
+    assert penalty.item() == pytest.approx(1, abs=1e-5) and norm < 1e-5 and critic[1].weight.grad.isfinite().all()
+
+
+def test_leaky_relu_is_that_of_torch_in_values_and_both_gradients():
+    x = torch.randn(4, 7, dtype=torch.float64)
+    weight = torch.randn(7, 7, dtype=torch.float64)
+    results = []
+    for layer in LeakyReLU(0.2), nn.LeakyReLU(0.2):
+        point, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = layer(layer(point @ w) @ w)
+        (gradient,) = torch.autograd.grad(y.sum(), point, create_graph=True)
+        gradient.square().sum().backward()
+        results.append((y.detach(), gradient.detach(), w.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+# --------------------------------------------------------------------------------------------------------- step
+
+
+def plain_step(step, args, batches, generator, critic, opt_g, opt_c, mean, std):
+    """Algorithm 1 of the paper as it stands, with three passes of the critic and nothing left out."""
+    sigma = args.noise * (1 - step / args.noise_steps)
+
+    def draw_fake():
+        return generator(torch.randn(args.batch, args.latent_dim))
+
+    for _ in range(args.critic_steps):
+        real = (next(batches)[0] - mean) / std
+        fake = draw_fake().detach()
+        real = real + sigma * torch.randn_like(real)
+        fake = fake + sigma * torch.randn_like(fake)
+        loss = -(critic(real).mean() - critic(fake).mean())
+        epsilon = torch.rand(args.batch, 1, 1, 1)
+        points = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
+        slopes = torch.autograd.grad(critic(points), points, torch.ones(args.batch), create_graph=True)[0]
+        penalty = ((slopes.flatten(1).norm(dim=1) - 1) ** 2).mean()
+        opt_c.zero_grad()
+        (loss + args.penalty_weight * penalty).backward()
+        opt_c.step()
+    fake = draw_fake()
+    loss_g = -critic(fake + sigma * torch.randn_like(fake)).mean()
+    opt_g.zero_grad()
+    loss_g.backward()
+    opt_g.step()
+    return (loss + args.penalty_weight * penalty).item(), loss_g.item()
+
+
+def parts(args, fused=True):
+    """Batches, networks and optimisers of a small run, always the same."""
+    images = datasets.load("shapes", args.size)
+    images = images._replace(images=images.images[:64], labels=None)
+    torch.manual_seed(0)
+    # channels_last in both: the noise is drawn in the order of the memory
+    networks = [n.apply(wgan_gp.init_weights).to(memory_format=torch.channels_last) for n in build(args, 3)]
+    optimisers = [torch.optim.Adam(n.parameters(), args.lr, betas=(0.0, 0.9), fused=fused) for n in networks]
+    return datasets.Batches(images, args.batch, torch.device("cpu")), *networks, *optimisers
+
+
+@pytest.mark.parametrize("arch", ["dcgan", "resnet"])
+def test_train_step_is_algorithm_1(arch):
+    args = flags(
+        "--size=16", "--width=4", "--batch=8", "--critic-steps=2", "--noise=0.1", "--latent-dim=8", f"--arch={arch}"
+    )
+    scale = torch.stack([torch.tensor([0.1, 0.0, -0.2]), torch.tensor([0.5, 0.6, 0.7])])[:, :, None, None]
+    ours, plain = parts(args), parts(args, fused=False)
+    for module in plain[2].modules():  # torch's own layer in place of ours
+        for name, child in list(module.named_children()):
+            if isinstance(child, LeakyReLU):
+                setattr(module, name, nn.LeakyReLU(child.slope))
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16, enabled=False)
+
+    torch.manual_seed(1)
+    for step in range(2):
+        found = wgan_gp.train_step(step, args, *ours, None, scale, autocast)
+        assert found.shape == (len(wgan_gp.LOSSES),) and not found.requires_grad
+    torch.manual_seed(1)
+    for step in range(2):
+        losses = plain_step(step, args, *plain, *scale)
+    assert found[:2].tolist() == pytest.approx(losses, rel=1e-3, abs=1e-4)
+    assert found[0].item() == pytest.approx((10 * found[3] - found[2]).item(), rel=1e-4)
+    for network, other, optimiser in zip(ours[1:3], plain[1:3], plain[3:5], strict=True):
+        for (name, a), b in zip(network.named_parameters(), other.parameters(), strict=True):
+            # Adam divides by the size of a gradient: where that is 0 but for rounding, as for a bias before BatchNorm,
+            # rounding decides the sign of a whole step
+            if optimiser.state[b]["exp_avg_sq"].max() > 1e-10:
+                assert ((a - b).abs() > 1e-5).float().mean() < 0.01, name
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_bf16_gradients_are_those_of_fp32_to_its_precision(norm):
+    args = flags("--size=16", "--width=8", "--batch=16", f"--critic-norm={norm}")
+    gradients = []
+    for enabled in False, True:
+        torch.manual_seed(0)
+        _, critic = build(args, 3)
+        critic.apply(wgan_gp.init_weights)
+        real, fake = torch.rand(2, 16, 3, 16, 16) * 2 - 1
+        torch.manual_seed(1)
+
+        def autocast(enabled=enabled):
+            return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+        penalty, _ = gradient_penalty(critic, real, fake, (), autocast)
+        assert penalty.dtype == torch.float32
+        penalty.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in critic.parameters() if p.grad is not None]))
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 0.05
+
+
+# ------------------------------------------------------------------------------------------------------- growth
+
+
+def test_growth_at():
+    args = argparse.Namespace(stages=3, stage_steps=10, fade_steps=4)
+    found = [growth_at(step, args) for step in (0, 9, 10, 11, 13, 14, 19, 20, 23, 24, 1000)]
+    assert found == [(0, 1), (0, 1), (1, 0.25), (1, 0.5), (1, 1), (1, 1), (1, 1), (2, 0.25), (2, 1), (2, 1), (2, 1)]
+    assert growth_at(10**6, argparse.Namespace(stages=1, stage_steps=10, fade_steps=4)) == (0, 1)
+
+
+def test_a_new_stage_begins_where_the_old_one_ended():
+    """At alpha 0 the picture is the old one enlarged and the critic sees what it saw; at 1 the old layers rest."""
+    torch.manual_seed(0)
+    generator, critic = Generator(32, 3, 8, 2, 3, True).eval(), Critic(32, 3, 2, 3, "none")
+    z = torch.randn(4, 8)
+    for stage in 1, 2:
+        small = generator(z, stage - 1)
+        assert small.shape[-1] == 4 * 2**stage
+        big = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        torch.testing.assert_close(generator(z, stage, 0.0), big)
+        torch.testing.assert_close(critic(big, stage, 0.0), critic(small, stage - 1))
+        half = (generator.to_picture[stage - 1].weight, critic.from_picture[stage - 1][0].weight)
+        for alpha, moves in (0.5, True), (1.0, False):
+            critic(generator(z, stage, alpha), stage, alpha).sum().backward()
+            assert [p.grad is not None for p in half] == [moves, moves]
+            for p in half:
+                p.grad = None
+
+
+def test_the_last_stage_is_the_network_without_growth():
+    """Same weights, same pictures and scores, as with --stages 1."""
+    torch.manual_seed(0)
+    grown, plain = (Generator(32, 3, 8, 2, stages, True).eval() for stages in (3, 1))
+    state = {k.replace("to_picture.2", "to_picture.0"): v for k, v in grown.state_dict().items()}
+    plain.load_state_dict({k: v for k, v in state.items() if k in plain.state_dict()})
+    plain.to_picture[0].load_state_dict(grown.to_picture[2].state_dict())
+    z = torch.randn(4, 8)
+    torch.testing.assert_close(grown(z, 2, 1.0), plain(z))
+    grown, plain = (Critic(32, 3, 2, stages, "none") for stages in (3, 1))
+    state = grown.state_dict()
+    plain.load_state_dict({k: v for k, v in state.items() if not k.startswith("from_picture")}, strict=False)
+    plain.from_picture[0].load_state_dict(grown.from_picture[2].state_dict())
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(grown(x, 2, 1.0), plain(x))
+
+
+def test_weights_have_the_variance_they_should():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 128, 3).apply(wgan_gp.init_weights)
+    assert layer.weight.std().item() == pytest.approx((4 / ((64 + 128) * 9)) ** 0.5, rel=0.02)
+    assert layer.bias.abs().max() == 0
