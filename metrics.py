@@ -1,9 +1,11 @@
-"""metrics.py: how far are generated images from real ones? FID, KID, and a check for collapse.
+"""metrics.py: how far are generated images from real ones? FID, KID, MS-SSIM, and a check for collapse.
 
 FID   Frechet distance between two sets of images, each summed up by the mean and covariance of its Inception features.
       Low is good. Heusel et al. 2017, arxiv.org/abs/1706.08500
 KID   squared kernel distance between the same features. Unbiased: its expectation does not depend on the number of
       images, and it may come out below zero. Low is good. Binkowski et al. 2018, arxiv.org/abs/1801.01401
+MS-SSIM   how alike two pictures are at several scales, 1 for the same picture: the mean over pairs of a generated and a
+      real image, and over pairs of generated ones, where much more than among real ones means collapse.
 collapse   how many pairs of generated images are nearly the same picture, beside the same count for real images.
 
 Which FID is this? A number called FID means nothing without four things, so every value here carries them in words:
@@ -19,7 +21,7 @@ Which FID is this? A number called FID means nothing without four things, so eve
     python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
 
 The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything; `features`, `fid`,
-`kid` and `collapse` are the parts.
+`kid`, `ms_ssim` and `collapse` are the parts.
 """
 
 import argparse
@@ -31,7 +33,7 @@ DIMS = (64, 192, 768, 2048)  # where the network can be read
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="metrics.py",
-        description="FID, KID and collapse of generated images against real ones.",
+        description="FID, KID, MS-SSIM and collapse of generated images against real ones.",
         epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory.",
         allow_abbrev=False,
     )
@@ -43,7 +45,7 @@ def parse_args(argv=None):
     add("--dims", type=int, nargs="+", choices=DIMS, metavar="D", help="features: 64 192 768 2048 (default 768 2048)")
     add("--weights", metavar="FILE", help="Inception weights (default: torch hub's folder, downloaded if need be)")
     add("--size", type=int, metavar="N", help="side in pixels (default: the model's, or 64 if neither side is a model)")
-    add("--seed", type=int, default=0, help="for the choice of images, latents and KID's subsets (default 0)")
+    add("--seed", type=int, default=0, help="for the choice of images, latents, subsets and pairs (default 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default auto)")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (default fp32)")
     add("--floor", action="store_true", help="also compare as many other real images with the real ones")
@@ -406,6 +408,155 @@ def collapse(x, threshold=0.9):
     return count, len(x) * (len(x) - 1)
 
 
+# ------------------------------------------------------------------------------------------------- SSIM and MS-SSIM
+#
+# SSIM: Wang, Bovik, Sheikh, Simoncelli 2004, "Image quality assessment: from error visibility to structural
+# similarity", doi.org/10.1109/TIP.2003.819861. MS-SSIM: Wang, Simoncelli, Bovik 2003, "Multiscale structural similarity
+# for image quality assessment", doi.org/10.1109/ACSSC.2003.1292216. Both are defined for grey pictures; of colour
+# pictures each channel is one, and the mean over channels is taken last.
+
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # keep the two quotients defined in black and in flat places
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # MS-SSIM's exponent of each level, the finest first; sum 1.0001
+
+
+def windows(height, width):
+    """The side of the Gaussian window at each level of MS-SSIM, in pixels: five levels, from the finest.
+
+    The standard is 11 at every level, and needs 176 pixels. In smaller images the window shrinks with the level, to
+    the largest odd number that fits: 11, 11, 11, 7, 3 for 64 pixels. Levels of less than 3 pixels are left out, for
+    one pixel has no variance: 32 pixels have four levels, 16 three, 8 two.
+    """
+    sides = [min(height, width) >> level for level in range(len(SCALES))]  # pooling halves, and drops an odd last row
+    return [min(11, side - 1 + side % 2) for level, side in enumerate(sides) if side >= 3 or level == 0]
+
+
+def blur(x, window):
+    """Gaussian-weighted means over every window that lies inside: float64 (..., H, W) -> (..., H-window+1, W-window+1).
+
+    The standard deviation is 1.5 pixels for a window of 11 and shrinks in proportion.
+    """
+
+    def weights(n):  # (n - window + 1, n): each row has one window's weights. On CPUs faster than a convolution.
+        away = torch.arange(n).double() - torch.arange(n - window + 1)[:, None] - window // 2
+        gauss = torch.exp(-0.5 * (away / (1.5 * window / 11)) ** 2) * (away.abs() <= window // 2)
+        return gauss / gauss.sum(1, keepdim=True)
+
+    return weights(x.shape[-2]) @ x @ weights(x.shape[-1]).T
+
+
+def levels(images, sides):
+    """What each image alone gives to SSIM, for each window of `sides`: [(pixels, local means, local variances), ...].
+
+    images: uint8 (N, C, H, W). From one level to the next the pixels are averaged in blocks of 2x2.
+    """
+    x, found = images.double(), []
+    for window in sides:
+        x = F.avg_pool2d(x, 2) if found else x
+        mean = blur(x, window)
+        found.append((x, mean, blur(x * x, window) - mean * mean))
+    return found
+
+
+def compare(one, other, window, luminance=True):
+    """Two entries of levels(), of N images each (or of 1 and N): float64 (N, C), the means over positions of
+
+        SSIM = luminance * contrast-structure, where luminance = (2 mean_x mean_y + C1) / (mean_x^2 + mean_y^2 + C1)
+        and contrast-structure = (2 covariance + C2) / (variance_x + variance_y + C2), everything in one window;
+
+    or, without luminance, of contrast-structure alone.
+    """
+    (x, mean_x, variance_x), (y, mean_y, variance_y) = one, other
+    product = mean_x * mean_y
+    found = (2 * (blur(x * y, window) - product) + C2) / (variance_x + variance_y + C2)
+    if luminance:
+        found *= (2 * product + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
+    return found.mean((2, 3))
+
+
+def over_levels(a, b, sides):
+    """MS-SSIM of what levels() gives for N images each (or 1 and N): float64 (N,)."""
+    exponents = [exponent * sum(SCALES) / sum(SCALES[: len(sides)]) for exponent in SCALES[: len(sides)]]
+    product = 1.0
+    for i, window in enumerate(sides):
+        factor = compare(a[i], b[i], window, luminance=i == len(sides) - 1)  # at the coarsest level alone
+        product = product * factor.relu() ** exponents[i]  # opposite structures are below 0: they have no power
+    return product.mean(1)
+
+
+def pieces(images):
+    """Parts of some 40 colour images of 64x64 (4 MB a map in float64): memory is flat in N."""
+    return images.split(max(1, 2**19 // images.shape[1:].numel()))
+
+
+def comparable(a, b):
+    """The window sides for two sets of images, or InputError if they are not uint8 (N, C, H, W) of one size."""
+    if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape[1:] != b.shape[1:]:
+        shapes = f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
+        raise InputError(f"SSIM needs two sets of uint8 images (N, C, H, W) of one size, not {shapes}")
+    return windows(*a.shape[2:])
+
+
+def in_pairs(a, b):
+    if len(a) != len(b):
+        raise InputError(f"pairs need as many images on each side, not {len(a)} and {len(b)}")
+    return zip(pieces(a), pieces(b), strict=True)
+
+
+def ssim(a, b):
+    """SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from -1 to 1 (the same image).
+
+    Gaussian windows of 11 pixels (less in images that are smaller) inside the image, K1 = 0.01, K2 = 0.03.
+    """
+    side = comparable(a, b)[0]
+    found = [compare(*levels(x, [side]), *levels(y, [side]), side).mean(1) for x, y in in_pairs(a, b)]
+    return torch.cat(found)
+
+
+def ms_ssim(a, b):
+    """MS-SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from 0 to 1 (the same image).
+
+    The product over levels of contrast-structure (at the last level: of SSIM), each with its exponent from SCALES. A
+    negative factor counts as 0, as in the common implementations. Images of 176 pixels and more have the standard five
+    levels; in smaller ones the windows shrink, and where levels are left out the other exponents grow in proportion,
+    so values for different sizes of image do not compare. See windows().
+    """
+    sides = comparable(a, b)
+    return torch.cat([over_levels(levels(x, sides), levels(y, sides), sides) for x, y in in_pairs(a, b)])
+
+
+def mean_ms_ssim(images, real):
+    """How like real images is each image? Its mean MS-SSIM with every real one.
+
+    images, real: uint8 (N, C, H, W), (M, C, H, W) -> float64 (N,).
+    """
+    sides = comparable(images, real)
+    total = torch.zeros(len(images), dtype=torch.float64)
+    for part in pieces(real):
+        theirs = levels(part, sides)  # once for all images, which leaves one blur of five for each pair
+        for i in range(len(images)):
+            total[i] += over_levels(levels(images[i : i + 1], sides), theirs, sides).sum()
+    return total / len(real)
+
+
+def pair_ms_ssim(x, y=None, pairs=1000, seed=0):
+    """Mean MS-SSIM over random pairs of one image of x and one of y, or of two different images of x.
+
+    Among generated images it shows diversity: more than among real ones is collapse. Odena et al. 2017,
+    arxiv.org/abs/1610.09585, section 4.2, take pairs within one class; here classes are not looked at.
+    x, y: uint8 (N, C, H, W), (M, C, H, W). Drawn with replacement. Returns the mean and its standard error.
+    """
+    if y is None and len(x) < 2:
+        raise InputError(f"{len(x)} images: pairs of different ones need at least 2")
+    rng = np.random.default_rng(seed)
+    i = rng.integers(len(x), size=pairs)
+    if y is None:
+        y, j = x, (i + rng.integers(1, len(x), size=pairs)) % len(x)  # 1 to N-1 places further: never itself
+    else:
+        j = rng.integers(len(y), size=pairs)
+    found = ms_ssim(x[i], y[j])
+    return found.mean().item(), found.std().item() / pairs**0.5
+
+
 # ----------------------------------------------------------------------------------------------------- autoencoders
 
 
@@ -524,26 +675,45 @@ def kept_features(images, dims, weights, device, precision, words):
     return _kept[key]
 
 
+def averaged_down(images, words, like):
+    """Real images at the size of generated ones, which are smaller while a growing model is young, and the words."""
+    (h, w), (height, width) = images.shape[2:], like.shape[2:]
+    if (h, w) == (height, width):
+        return images, words
+    if h < height or h * width != w * height:
+        raise InputError(f"{words} have {w}x{h} pixels and generated ones {width}x{height}: only larger ones of the "
+                         "same shape can be averaged down")  # fmt: skip
+    small = [F.interpolate(part.float(), (height, width), mode="area").round().byte() for part in pieces(images)]
+    return torch.cat(small), f"{words} averaged down to {width}x{height}"
+
+
 def evaluate(
     real, fake, floor=None, *, dims=(768, 2048), weights=None, device="cpu", precision="fp32", seed=0,
     real_words="real images", fake_words="generated images",
 ):  # fmt: skip
     """Every metric of this file for two sets of images, uint8 (N, C, H, W) on the CPU.
 
+    Real images that are larger than the generated ones are averaged down to their size first.
     floor: other real images, compared with `real` in the same way; give as many as there are in `fake`.
-    weights: path of the Inception weights, or None. seed: of KID's subsets.
+    weights: path of the Inception weights, or None. seed: of KID's subsets and MS-SSIM's pairs.
     real_words, fake_words: what the images are, for the protocol lines: "1000 <words>".
 
     Returns a list of dicts of plain values, one for each metric:
-        name      "FID-768", "KID-768", "collapse (features 768)", ..., "collapse (pixels)"; 2048-d ones: "FID", "KID"
+        name      "FID-768", "KID-768", "collapse (features 768)", ...; 2048-d ones: "FID", "KID";
+                  "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)"
         value     None where the weights do not reach a dim; then "reason" says why, and there is nothing else
-        real      the same for real images: FID and KID of `floor` (None without it), collapse of `real`
+        real      the same for real images: FID and KID of `floor` (None without it), collapse and MS-SSIM among `real`
         protocol  how it was measured, in words
-        std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how many). KID is not times 1,000.
+        std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how many); error, real_error (MS-SSIM,
+        standard errors of the means over pairs). KID is not times 1,000.
     """
     for side, words in (real, real_words), (fake, fake_words), (floor, "floor images"):
         if side is not None and len(side) < 2:
             raise InputError(f"{len(side)} {words}: at least 2 are needed on each side")
+    real, real_words = averaged_down(real, real_words, fake)
+    others = "other real images"
+    if floor is not None:
+        floor, others = averaged_down(floor, others, fake)
     reasons = {}
     for dim in dims:
         try:
@@ -557,7 +727,7 @@ def evaluate(
         z = kept_features(floor, *settings, "features, floor") if floor is not None else None
 
     sides = f"{len(fake)} {fake_words} against {len(real)} {real_words}"
-    beside = f"; beside it, {len(floor)} other real images against the same" if floor is not None else ""
+    beside = f"; beside it, {len(floor)} {others} against the same" if floor is not None else ""
     size = min(len(real), len(fake), 1000)
     subsets = f"100 subsets of {size}, seed {seed}" if max(len(real), len(fake)) > size else "one subset, all of them"
     values = []
@@ -586,6 +756,18 @@ def evaluate(
         real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
         add(f"KID{tail}", mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
         add_collapse(f"features {dim}", x[dim], y[dim], how)
+    channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
+    a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
+    # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
+    among_real, real_error = pair_ms_ssim(a, seed=seed)
+    sizes = " ".join(str(side) for side in windows(*a.shape[2:]))
+    for name, (value, error), pair in (
+        ("generated, real", pair_ms_ssim(a, b, seed=seed), "one generated and one real image"),
+        ("among generated", pair_ms_ssim(b, seed=seed), "two different generated images"),
+    ):
+        how = f"mean over 1000 random pairs of {pair} (seed {seed}) +- its standard error; beside it, of two different "
+        how += f"real images; Gaussian windows of {sizes} pixels from the finest level; {sides}"
+        add(f"MS-SSIM ({name})", value, among_real, how, error=error, real_error=real_error)
     add_collapse("pixels", real, fake, f"pixels in [-1, 1]; {sides}")
     return values
 
@@ -602,9 +784,11 @@ def table(values, report=None):
     report: {name: published value}, printed beside ours. Only values of the same name stand together.
     """
 
-    def shown(value, std, pairs):
+    def shown(value, std, pairs, error):
         if pairs is not None:
             return f"{value:,} of {pairs:,}"
+        if error is not None:
+            return f"{value:.4f} +- {error:.4f}"
         if std is not None:
             return f"{1e3 * value:.2f} +- {1e3 * std:.2f}"
         return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
@@ -614,11 +798,12 @@ def table(values, report=None):
         name = v["name"] + " x 10^3" * v["name"].startswith("KID")
         theirs = f"    (report: {report[v['name']]:,})" if report and v["name"] in report else ""
         if v["value"] is None:
-            lines.append(f"{name:24s}not measured here{theirs}: {v['reason']}")
+            lines.append(f"{name:26s}not measured here{theirs}: {v['reason']}")
             continue
-        lines.append(f"{name:24s}{shown(v['value'], v.get('std'), v.get('pairs'))}")
+        lines.append(f"{name:26s}{shown(v['value'], v.get('std'), v.get('pairs'), v.get('error'))}")
         if v["real"] is not None:
-            lines[-1] += f"    (real images: {shown(v['real'], v.get('real_std'), v.get('real_pairs'))})"
+            beside = shown(v["real"], v.get("real_std"), v.get("real_pairs"), v.get("real_error"))
+            lines[-1] += f"    (real images: {beside})"
         lines[-1] += theirs
         lines.append(f"    {v['protocol']}")
     return "\n".join(lines)

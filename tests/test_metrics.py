@@ -1,4 +1,4 @@
-"""metrics.py against pytorch-fid, torch-fidelity, closed forms and brute force. Nothing here downloads anything."""
+"""metrics.py against pytorch-fid, torch-fidelity, pytorch-msssim, closed forms and brute force. Nothing downloads."""
 
 import json
 import runpy
@@ -317,6 +317,115 @@ def test_collapse_over_several_pieces():
     assert metrics.collapse(np.ones((4, 3))) == (12, 12)
 
 
+# ------------------------------------------------------------------------------------------------- SSIM and MS-SSIM
+
+
+def related(n, size, channels=3, noise=60):
+    """Pairs of pictures with some structure, the second a noisy and darker version of the first: uint8 twice."""
+    coarse = torch.nn.functional.interpolate(images(n, 8, channels).float(), size, mode="bicubic").clamp(0, 255)
+    other = 0.7 * coarse + noise * torch.randn(coarse.shape, generator=torch.Generator().manual_seed(1))
+    return coarse.byte(), other.clamp(0, 255).byte()
+
+
+@pytest.mark.parametrize("channels, noise", [(3, 60), (1, 0)])
+def test_ssim_agrees_with_pytorch_msssim(channels, noise):
+    theirs = pytest.importorskip("pytorch_msssim")
+    for size in 192, 40:
+        a, b = related(3, size, channels, noise)
+        expected = theirs.ssim(a.double(), b.double(), size_average=False)
+        assert 0.01 < expected.min() and expected.max() < 0.99
+        assert metrics.ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    a, b = related(3, 192, channels, noise)
+    expected = theirs.ms_ssim(a.double(), b.double(), size_average=False)
+    assert 0.01 < expected.min() and expected.max() < 0.99
+    assert metrics.ms_ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def brute_force_ssim(x, y, window):
+    """One channel, one level: the means of contrast-structure and of SSIM, one position after the other."""
+    away = np.arange(window) - window // 2
+    weights = np.exp(-(away[:, None] ** 2 + away**2) / (2 * (1.5 * window / 11) ** 2))
+    weights /= weights.sum()
+    structures, fulls = [], []
+    for i in range(x.shape[0] - window + 1):
+        for j in range(x.shape[1] - window + 1):
+            p, q = x[i : i + window, j : j + window], y[i : i + window, j : j + window]
+            p_mean, q_mean = (weights * p).sum(), (weights * q).sum()
+            p_variance, q_variance = (weights * (p - p_mean) ** 2).sum(), (weights * (q - q_mean) ** 2).sum()
+            covariance = (weights * (p - p_mean) * (q - q_mean)).sum()
+            structures.append((2 * covariance + 58.5225) / (p_variance + q_variance + 58.5225))
+            luminance = (2 * p_mean * q_mean + 6.5025) / (p_mean**2 + q_mean**2 + 6.5025)
+            fulls.append(luminance * structures[-1])
+    return np.mean(structures), np.mean(fulls)
+
+
+@pytest.mark.parametrize(
+    "height, width, sides",
+    [(64, 64, [11, 11, 11, 7, 3]), (32, 35, [11, 11, 7, 3]), (16, 16, [11, 7, 3]), (8, 8, [7, 3]), (2, 2, [1])],
+)
+def test_ms_ssim_of_small_images_agrees_with_brute_force(height, width, sides):
+    a, b = (side[:, :, :height, :width] for side in related(2, max(height, width), 2, noise=30))
+    assert metrics.windows(height, width) == sides
+    for n in range(2):
+        found = []
+        for channel in range(2):
+            x, y, product = a[n, channel].double().numpy(), b[n, channel].double().numpy(), 1
+            weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[: len(sides)]
+            for level, window in enumerate(sides):
+                factor = brute_force_ssim(x, y, window)[level == len(sides) - 1]
+                product *= max(factor, 0) ** (weights[level] * 1.0001 / weights.sum())
+                h, w = x.shape[0] // 2 * 2, x.shape[1] // 2 * 2
+                x, y = ((s[:h:2, :w:2] + s[1:h:2, :w:2] + s[:h:2, 1:w:2] + s[1:h:2, 1:w:2]) / 4 for s in (x, y))
+            found.append(product)
+        assert 0.1 < np.mean(found) < 0.999
+        assert metrics.ms_ssim(a[n : n + 1], b[n : n + 1]).item() == pytest.approx(np.mean(found), abs=1e-9)
+    assert metrics.windows(176, 500) == [11] * 5
+
+
+def test_ssim_closed_forms_and_symmetry(monkeypatch):
+    a, b = related(5, 64)
+    for measure in metrics.ssim, metrics.ms_ssim:
+        assert torch.equal(measure(a, a), torch.ones(5, dtype=torch.float64))
+        assert torch.allclose(measure(a, b), measure(b, a), rtol=1e-12)
+        assert measure(a, b)[3].item() == pytest.approx(measure(a[3:4], b[3:4]).item(), rel=1e-12)
+    dark, bright = torch.full((1, 3, 64, 64), 50).byte(), torch.full((1, 3, 64, 64), 200).byte()
+    luminance = (2 * 50 * 200 + 6.5025) / (50**2 + 200**2 + 6.5025)  # no structure: every other term is 1
+    assert metrics.ssim(dark, bright).item() == pytest.approx(luminance, rel=1e-12)
+    assert metrics.ms_ssim(dark, bright).item() == pytest.approx(luminance**0.1333, rel=1e-12)
+    assert metrics.ssim(a, 255 - a).max() < 0 and metrics.ms_ssim(a, 255 - a).max() == 0  # opposite structure
+    whole = metrics.ms_ssim(a, b)
+    monkeypatch.setattr(metrics, "pieces", lambda images: images.split(2))
+    assert torch.allclose(metrics.ms_ssim(a, b), whole, rtol=1e-12)
+
+
+def test_mean_and_pair_ms_ssim(monkeypatch):
+    a, b = related(6, 24)
+    every = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in b], 1)  # (6, 6)
+    assert torch.allclose(metrics.mean_ms_ssim(a, b[:5]), every[:, :5].mean(1), rtol=1e-12)
+    mean, error = metrics.pair_ms_ssim(a, b, pairs=3000)
+    assert mean == pytest.approx(every.mean().item(), abs=4 * error)
+    assert error == pytest.approx(every.std().item() / 3000**0.5, rel=0.1)
+    among = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in a], 1)
+    mean, error = metrics.pair_ms_ssim(a, pairs=3000)
+    assert mean == pytest.approx((among.sum().item() - 6) / 30, abs=4 * error) and mean < among.mean() - 4 * error
+    assert metrics.pair_ms_ssim(a) == metrics.pair_ms_ssim(a) != metrics.pair_ms_ssim(a, seed=1)
+    assert metrics.pair_ms_ssim(a[:1].repeat(4, 1, 1, 1)) == (1, 0)
+    monkeypatch.setattr(metrics, "pieces", lambda images: images.split(2))
+    assert torch.allclose(metrics.mean_ms_ssim(a, b[:5]), every[:, :5].mean(1), rtol=1e-12)
+
+
+def test_ssim_refuses_what_does_not_pair():
+    a = images(3)
+    for wrong in a.float(), a[0], a[:, :1], a[..., :8]:
+        for measure in metrics.ssim, metrics.ms_ssim, metrics.mean_ms_ssim:
+            with pytest.raises(InputError, match="of one size"):
+                measure(a, wrong)
+    with pytest.raises(InputError, match="as many"):
+        metrics.ms_ssim(a, a[:2])
+    with pytest.raises(InputError, match="at least 2"):
+        metrics.pair_ms_ssim(a[:1])
+
+
 # -------------------------------------------------------------------------------------------------------- evaluate
 
 
@@ -327,7 +436,7 @@ def test_evaluate(small_weights, monkeypatch):
     by_name = {value["name"]: value for value in values}
     assert list(by_name) == [
         "FID-64", "KID-64", "collapse (features 64)", "FID-192", "KID-192", "collapse (features 192)",
-        "collapse (pixels)",
+        "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)",
     ]  # fmt: skip
     x, y, z = (metrics.features(side, (64,), small_weights)[64] for side in (real, fake, floor))
     assert by_name["FID-64"]["value"] == pytest.approx(metrics.fid(x, y), rel=1e-3)
@@ -335,6 +444,11 @@ def test_evaluate(small_weights, monkeypatch):
     assert by_name["FID-64"]["value"] > by_name["FID-64"]["real"]
     assert by_name["collapse (pixels)"]["pairs"] == 90 and by_name["collapse (pixels)"]["real_pairs"] == 132
     assert "subsets of 10" in by_name["KID-64"]["protocol"]
+    for name, pair in ("generated, real", (real, fake)), ("among generated", (fake,)):
+        value = by_name[f"MS-SSIM ({name})"]
+        assert (value["value"], value["error"]) == metrics.pair_ms_ssim(*pair)
+        assert (value["real"], value["real_error"]) == metrics.pair_ms_ssim(real)
+        assert "windows of 11 9 5 pixels" in value["protocol"]
     for value in values:
         assert "10 dark images against 12 real images" in value["protocol"] and value["protocol"].isascii()
     json.dumps(values)  # plain values only
@@ -347,13 +461,49 @@ def test_evaluate(small_weights, monkeypatch):
     assert again == values
 
 
+def test_evaluate_averages_real_images_down(small_weights):
+    real, floor, fake = images(6, 40), images(6, 40, seed=1), images(5, 20, seed=2)
+    options = dict(dims=(64,), weights=small_weights)
+
+    def halved(x):
+        return x.unflatten(2, (20, 2)).unflatten(4, (20, 2)).float().mean((3, 5)).round().byte()
+
+    small = metrics.evaluate(halved(real), fake, halved(floor), **options)
+    found = metrics.evaluate(real, fake, floor, **options)
+    assert [v["value"] for v in found] == [v["value"] for v in small]
+    assert [v["real"] for v in found] == [v["real"] for v in small]
+    assert all("6 real images averaged down to 20x20" in v["protocol"] for v in found)
+    assert "6 other real images averaged down to 20x20 against" in found[0]["protocol"]
+    assert "averaged" not in str(small)
+    whole = metrics.evaluate(real, images(5, 40), floor, **options)  # features of another size are not taken for these
+    assert whole[0]["real"] != found[0]["real"]
+    for wrong in images(5, 80), images(5, 40)[..., :20]:
+        with pytest.raises(InputError, match="larger ones") as error:
+            metrics.evaluate(real, wrong, **options)
+        assert "\n" not in str(error.value)
+
+
+def test_evaluate_grey_beside_colour(small_weights):
+    grey, colour = images(5, channels=1), images(5, seed=1)
+    one = metrics.evaluate(grey, colour, dims=(64,), weights=small_weights)
+    other = metrics.evaluate(grey.repeat(1, 3, 1, 1), colour, dims=(64,), weights=small_weights)
+    assert [v["value"] for v in one] == pytest.approx([v["value"] for v in other])
+
+
+def test_table_and_log_columns():
+    values = metrics.evaluate(images(5), images(5, seed=1), dims=())
+    assert metrics.scores(values) == {}
+    line = next(v for v in metrics.table(values, {values[0]["name"]: 0.5}).splitlines())
+    assert line.startswith("MS-SSIM (generated, real) 0.") and line.count(" +- 0.") == 2 and "(report: 0.5)" in line
+
+
 def test_evaluate_goes_on_without_weights(small_weights):
     for weights, lost in (small_weights, 2), (None, 4):
         values = metrics.evaluate(images(8), images(8, seed=1), dims=(64, 2048), weights=weights)
         missing = [value for value in values if value["value"] is None]
         assert len(missing) == lost and all("\n" not in value["reason"] for value in missing)
         assert values[-1]["name"] == "collapse (pixels)" and values[-1]["value"] == 0
-        assert "FID                     not measured here: " in metrics.table(values)
+        assert "FID                       not measured here: " in metrics.table(values)
     with pytest.raises(InputError, match="1 generated images: at least 2"):
         metrics.evaluate(images(8), images(1))
 
