@@ -7,6 +7,7 @@ and nothing is decoded during training. `load` decodes, crops and resizes each i
     python datasets.py                                          # what there is, and what is prepared
     python datasets.py shapes --size 32 --show shapes.png       # look at it
     python datasets.py photos.zip --size 64 --stats             # count it
+    python datasets.py photos.zip --size 64 --svd svd.png       # how many dimensions the images take up
 
 A data set is one of the names below, or a path of your own: a folder or a zip of images (sub-folders are classes;
 `train/` and `test/` on top are splits), or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and, if you have
@@ -27,14 +28,12 @@ KNOWN = {
     "cifar10": "60,000 photographs in 10 classes, 32x32 colour (torchvision)",
     "cats64": "29,843 cat faces, 64x64 colour (github.com/fferlito/Cat-faces-dataset)",
     "animals": "13,000 photographs of 5 animals (Kaggle)",
-    "food64": "101,000 photographs of food in 101 classes (Food-101)",
+    "food64": "101,000 photographs of food in 101 classes (Food-101; a download of 5 GB)",
     "artbench10": "60,000 paintings in 10 styles (ArtBench-10)",
 }
 BY_HAND = {  # what cannot be fetched by a program, or has no loader of its own here: where to get and where to put it
     "animals": "get 'antobenedetti/animals' from Kaggle (a login is needed), unpack it into data/downloads/animals, "
     "and give that folder: --data data/downloads/animals",
-    "food64": "get food-101.tar.gz from data.vision.ee.ethz.ch/cvl/, unpack it into data/downloads, "
-    "and give the folder: --data data/downloads/food-101/images",
     "artbench10": "get artbench-10-imagefolder-split.tar from artbench.eecs.berkeley.edu/files/, unpack it into "
     "data/downloads, and give the folder: --data data/downloads/artbench-10-imagefolder-split",
 }
@@ -50,6 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--split", choices=["train", "test", "all"], default="train", help="default: train")
     parser.add_argument("--show", metavar="FILE.png", help="write a grid of 64 images")
     parser.add_argument("--stats", action="store_true", help="counts, balance, channel means")
+    parser.add_argument("--svd", metavar="FILE.png", help="plot singular values, print the effective dimension")
     args = parser.parse_args(argv)
     if args.size < 8:
         parser.error("--size must be at least 8")
@@ -69,6 +69,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import tarfile
 import time
@@ -497,7 +498,7 @@ def array_source(images, labels, classes, split):
 def named_source(name):
     if name in BY_HAND:
         raise InputError(f"'{name}' cannot be downloaded by this program: {BY_HAND[name]}")
-    return cats64_source() if name == "cats64" else torchvision_source(name)
+    return {"cats64": cats64_source, "food64": food101_source}.get(name, lambda: torchvision_source(name))()
 
 
 def torchvision_source(name):
@@ -521,6 +522,52 @@ def torchvision_source(name):
     labels = [int(label) for part in parts for label in part.targets]
     split = [0] * len(parts[0].data) + [1] * len(parts[1].data)
     return array_source(images, labels, [str(c) for c in parts[0].classes], split)
+
+
+def food101_source(held_out=20):
+    """Food-101 (Bossard et al. 2014): 1,000 photographs of each of 101 dishes, fetched and unpacked by torchvision.
+
+    The split is not the published one (750 and 250 a class) but as in the report that is reproduced: `held_out` random
+    images of each class are for testing (2,020 together), all others, of both published parts, for training. The draw
+    depends on the names of the files only. A class as small as that keeps one image for training.
+    """
+    from torchvision.datasets import Food101
+
+    root = DATA / "downloads"
+    folder = root / "food-101"
+    by_hand = (
+        f"get food-101.tar.gz from data.vision.ee.ethz.ch/cvl/ and unpack it into {root}, so that {folder / 'images'} "
+        f"and {folder / 'meta'} are there"
+    )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (
+            locked(root / "food-101.lock", wait="another process is fetching food-101; waiting for it"),
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.ExitStack() as undo,
+        ):
+            if not folder.exists():  # torchvision believes any folder, also one that was unpacked only in part ...
+                undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            Food101(root, download=True)  # ... but no archive without the right MD5: one cut short is fetched again
+            undo.pop_all()
+        lists = [json.loads((folder / "meta" / f"{part}.json").read_text("utf-8")) for part in ("train", "test")]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"'food64' is not in {folder} and cannot be downloaded ({short(error)}): {by_hand}") from None
+    # {"apple_pie": ["apple_pie/1005649", ...], ...}; sorted, so that nothing depends on the order in the lists
+    names = sorted({f"{name}.jpg" for part in lists for of_class in part.values() for name in of_class})
+    files = [folder / "images" / name for name in names]
+    missing = [name for name, file in zip(names, files, strict=True) if not file.exists()]
+    if missing or not names:  # as after kill -9 while it was unpacked
+        raise InputError(
+            f"{folder} lacks {len(missing)} of its {len(names)} images: delete it and try again, or {by_hand}"
+        )
+    classes = sorted({name.split("/")[0] for name in names})
+    labels = [classes.index(name.split("/")[0]) for name in names]
+    of_image, split = torch.tensor(labels), torch.zeros(len(names), dtype=torch.int64)
+    for c in range(len(classes)):
+        rows = (of_image == c).nonzero()[:, 0]
+        split[rows[shuffled(len(rows), c)[: min(held_out, len(rows) - 1)]]] = 1
+    return Source(names, lambda i: Image.open(files[i]), labels, classes, split.tolist())
 
 
 CATS64 = "https://raw.githubusercontent.com/fferlito/Cat-faces-dataset/c1bd9976b1b9fd31ce53de42b422febf60503aac/"
@@ -1273,6 +1320,110 @@ def channel_moments(images):
     return values[0] / 255, (values[1] - values[0].square()).clamp(min=0).sqrt() / 255
 
 
+def jensen_shannon(p_counts, q_counts):
+    """Jensen-Shannon (distance, divergence) in nats between the distributions that two lists of counts stand for.
+
+    With m = (p + q) / 2 and the entropy H the divergence is H(m) - (H(p) + H(q)) / 2, from 0 to ln 2 (Lin 1991). The
+    distance is its square root, which is what scipy.spatial.distance.jensenshannon returns: do not mix them up.
+    """
+    p, q = (torch.as_tensor(counts, dtype=torch.float64) / sum(counts) for counts in (p_counts, q_counts))
+    of_m, of_p, of_q = (torch.special.entr(x).sum().item() for x in ((p + q) / 2, p, q))
+    divergence = max(of_m - (of_p + of_q) / 2, 0.0)
+    return math.sqrt(divergence), divergence
+
+
+def spectrum(images):
+    """uint8 (N, C, H, W) -> (singular values, centred energies), both float64 (min(N, D),), falling; D = C*H*W.
+
+    The singular values are those of the (N, D) matrix of values in [0, 1] as it is. The energies are the squares of
+    those after the mean image was taken off: the variances of the principal components times N.
+
+    Both come from the eigenvalues of one Gram matrix of the smaller side, which float64 holds exactly, because the
+    values are whole numbers from 0 to 255. The square costs half the digits, and enough are left: of 1,000 photographs
+    every singular value agrees with a float64 decomposition of the matrix itself to 2e-13 of its size, in a tenth of
+    the time. In float32 that decomposition is right to 7e-6, and still takes six times as long as this.
+    2,700 images of 64x64 take 15 seconds on one processor core, the 10,100 of Food-101 some minutes.
+    """
+    flat = images.flatten(1)
+    n, d = flat.shape
+    pieces = (flat if n <= d else flat.T).split(1024, dim=1)  # converted piece by piece, to save memory
+    gram = sum(piece @ piece.T for piece in (piece.double() for piece in pieces))
+    if n <= d:  # rows are images: take the mean off both sides, (I - 1/N) G (I - 1/N)
+        mean = gram.mean(0)
+        centred = gram - mean[:, None] - mean + mean.mean()
+    else:
+        mean = flat.sum(0, dtype=torch.float64)
+        centred = gram - torch.outer(mean, mean) / n
+    whole, energies = (torch.linalg.eigvalsh(matrix).flip(0) for matrix in (gram, centred))
+    rounding = whole[0] * len(gram) * torch.finfo(torch.float64).eps  # what is smaller is 0, as in matrix_rank
+    whole, energies = (values.where(values > rounding, 0) / 255**2 for values in (whole, energies))
+    return whole.sqrt(), energies
+
+
+def components(energies, share):
+    """The smallest number of principal components that hold this share of the energy. energies: falling."""
+    total = energies.cumsum(0)
+    return int((total < share * total[-1] * (1 - 1e-12)).sum()) + 1
+
+
+def elbow(values):
+    """How many values come before the elbow of a falling curve.
+
+    The elbow is the point farthest from the chord between the curve's ends, after both axes are scaled to [0, 1]
+    (Satopaa et al. 2011, "kneedle", without its smoothing).
+    """
+    y = (values - values[-1]) / (values[0] - values[-1]).clamp(min=1e-300)
+    return max(int((torch.linspace(1, 0, len(y), dtype=y.dtype) - y).argmax()), 1)
+
+
+def draw_spectrum(data, path):
+    """--svd: plot the singular values of 100 images of each class (5,000 if unlabelled), print effective dimensions."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    except ImportError:
+        raise InputError("--svd draws with matplotlib, which is not installed: pip install matplotlib") from None
+    if data.labels is None:
+        rows, words = shuffled(len(data.images), 0)[:5000], "images"
+    else:
+        each = [(data.labels == c).nonzero()[:, 0] for c in range(len(data.classes))]
+        rows, words = torch.cat([rows[shuffled(len(rows), 0)[:100]] for rows in each]), "images, 100 of each class,"
+        if min(len(rows) for rows in each) < 100:
+            words = "images, up to 100 of each class,"
+    words = f"{len(rows)} {words} of {data.images[0].numel()} values"
+    values, energies = spectrum(data.images[rows])
+    if energies[0] == 0:
+        raise InputError(f"'{data.name}' holds no two different images: their dimension is 0")
+    shares = {share: components(energies, share / 100) for share in (90, 95, 99)}
+    bend, raw = elbow(energies.sqrt()), elbow(values)
+
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    # one upon the other: they differ in the first few values only
+    for curve, label, color, width in (
+        (values[values > 0], "of the images as they are", "#9ecae1", 5),
+        (energies[energies > 0].sqrt(), "of the images without their mean", "#d95f02", 1.4),
+    ):
+        axis.plot(torch.arange(1, len(curve) + 1).numpy(), curve.numpy(), color=color, linewidth=width, label=label)
+    axis.set_yscale("log")
+    axis.axvline(bend, color="#222222", linewidth=1, linestyle=":", label=f"elbow of the latter: {bend}")
+    for (share, count), style in zip(shares.items(), ("-", "--", "-."), strict=True):
+        label = f"{share} % of the centred energy: {count}"
+        axis.axvline(count, color="#777777", linewidth=1, linestyle=style, label=label)
+    axis.set_xlabel("index")
+    axis.set_ylabel("singular value (values in [0, 1])")
+    axis.set_title(f"{data.name}: {words}", fontsize=11, parse_math=False)  # a name may hold dollars
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    print(
+        f"effective dimension, by {words}: "
+        + ", ".join(f"{count} components for {share} %" for share, count in shares.items())
+        + f" of the centred energy; elbow of the centred singular values after {bend}, of the uncentred after {raw}"
+    )
+    print(f"wrote {path}")
+
+
 def print_stats(data):
     """Counts, balance and channel statistics of one split, on standard output."""
     n, c, h, w = data.images.shape
@@ -1302,8 +1453,19 @@ def main(args):
         pick = shuffled(len(data.images), 0)[:64]
         save_picture(grid(data.images[pick]), args.show)
         print(f"wrote {args.show}")
-    if args.stats or not args.show:
+    if args.stats or not (args.show or args.svd):
         print_stats(data)
+        if data.held_out and data.labels is not None:
+            with contextlib.suppress(InputError):  # one side of the split may be empty
+                parts = [data if part == args.split else load(args.data, args.size, part) for part in ("train", "test")]
+                counts = [torch.bincount(part.labels, minlength=len(data.classes)).tolist() for part in parts]
+                distance, divergence = jensen_shannon(*counts)
+                print(
+                    f"Jensen-Shannon distance between the classes of train and test: {distance:.4g} (nats, base e), "
+                    f"divergence {divergence:.4g}"
+                )
+    if args.svd:
+        draw_spectrum(data, args.svd)
 
 
 if __name__ == "__main__":
