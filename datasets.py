@@ -945,7 +945,7 @@ def resumed(script, flags, args):
 
 
 class Log:
-    """log.csv. Opened again on resume, it drops the rows after the checkpoint: those steps are done once more."""
+    """log.csv or weights.csv. Opened again on resume, it drops the rows after the checkpoint: they are done again."""
 
     def __init__(self, path, columns, step):
         old = []
@@ -959,9 +959,9 @@ class Log:
         write_text(path, text.getvalue())
         self.path = path
 
-    def write(self, row):
+    def write(self, *rows):
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
 
 
 class Run:
@@ -1106,7 +1106,9 @@ class Run:
             )
             if not self.checkpoint:
                 self.save("last.pt")
-                sample()
+            self.weights = Log(self.path / "weights.csv", "step network layer low high counts".split(), self.step)
+            if not self.checkpoint:
+                self.draw()
             # A signal that comes lets the step in progress finish; then the run saves and ends.
             signals = (signal.SIGINT, signal.SIGTERM)
             handlers = {s: signal.signal(s, lambda number, _: self.stop.append(number)) for s in signals}
@@ -1177,10 +1179,35 @@ class Run:
             more = self.measure() if self.measure else {}
             self.log.write(row | more | (self.evaluate() if due_eval else {}))
         if due_sample:
-            self.sample()
+            self.draw()
         if due_save:
             self.save("last.pt")
         self.mark = time.perf_counter()
+
+    def draw(self):
+        """The pictures of this moment, and in weights.csv a histogram of every layer's weights, which report.py draws.
+
+        A histogram: the numbers of weights in 50 equal bins from the lowest to the highest. Biases and norms are left
+        out. It is counted where the weights are and comes over in one piece, without any random number.
+        """
+        self.sample()
+        layers = [
+            (network, layer, parameter.detach().float())
+            for network, module in self.networks.items()
+            for layer, parameter in module.named_parameters()
+            if network != "ema" and parameter.dim() > 1
+        ]
+        table = [torch.empty(0, 52, device=self.device)]
+        for _, _, weight in layers:
+            low, high = weight.aminmax()
+            share = (weight - low) / (high - low).clamp(min=1e-30)  # 0 to 1; all 0 where all weights are equal
+            table.append(torch.cat([low[None], high[None], torch.histc(share, 50, 0, 1)])[None])
+        rows = []
+        for (network, layer, _), (low, high, *counts) in zip(layers, torch.cat(table).tolist(), strict=True):
+            if math.isfinite(low) and math.isfinite(high):  # else there is nothing to count, and save() stops the run
+                row = {"step": self.step, "network": network, "layer": layer, "low": low, "high": high}
+                rows.append(row | {"counts": " ".join(f"{count:.0f}" for count in counts)})
+        self.weights.write(*rows)
 
     def evaluate(self):
         """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""

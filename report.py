@@ -1,16 +1,19 @@
-"""Pictures of a training run, made from nothing but its run directory.
+"""Pictures of a training run, made from its run directory.
 
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
+    python report.py runs/dcgan-cats-1 --extremes
 
 writes into each run directory
 
     losses.png         every loss against the step, and the metrics that were measured on the way
+    weights.png        how the weights of every layer are distributed, at up to 8 moments of the training
     progress.gif       the fixed-latent samples from the first to the last; reconstructions.gif of autoencoders
     strip.png          the first 8 of these samples at a few epochs, one row each
     interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint; of
                        autoencoders, on the straight line between the latents of two real images
     classes.png        of cvae.py: real images, and their latents decoded as every class
+    extremes.png       with --extremes, which needs the data: the generated pictures most and least like real images
 
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.
 The model scripts call `report(run_directory)` at the end of a run.
@@ -38,6 +41,7 @@ def parse_args(argv=None):
     parser.error = lambda message: parser.exit(2, f"report.py: error: {message} (see --help)\n")  # one line
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     parser.add_argument("--epochs", nargs="+", type=epoch_number, metavar="E", help="rows of strip.png (default: 5)")
+    parser.add_argument("--extremes", action="store_true", help="the best and the worst pictures too; needs the data")
     return parser.parse_args(argv)
 
 
@@ -45,6 +49,8 @@ if __name__ == "__main__":  # before the slow imports, so that --help and typing
     ARGS = parse_args()
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 import datasets
@@ -53,6 +59,7 @@ from datasets import InputError
 INK, FAINT, PAPER = "#222222", "#777777", "#ffffff"
 LINES = ("#1f77b4", "#d95f02", "#2a9d5c", "#9b59b6")  # told apart by the colour-blind too
 GIF_FRAMES, GIF_SIDE, GIF_BYTES = 60, 640, 8_000_000
+EXTREMES, GENERATED, REAL = 8, 200, 50  # pictures shown of each kind, pictures scored, real images compared with each
 
 
 # -------------------------------------------------------------------------------------------------------- reading a run
@@ -87,6 +94,26 @@ def read_log(folder):
     return columns
 
 
+def read_weights(folder):
+    """weights.csv as {(network, layer): {step: (low, high, counts)}}. counts: float64 (50,), from low to high."""
+    layers = {}
+    try:
+        with open(folder / "weights.csv", encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            counts = np.array((row["counts"] or "").split(), dtype=float)
+            if len(counts) == 50:  # else kill -9 cut the row short
+                moment = float(row["low"]), float(row["high"]), counts
+                layers.setdefault((row["network"], row["layer"]), {})[int(row["step"])] = moment
+    except FileNotFoundError:
+        raise InputError("the run has no weights.csv (it was made before there was one)") from None
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise InputError(f"weights.csv is damaged ({error})") from None
+    if not layers:
+        raise InputError("weights.csv has no rows yet; train for longer")
+    return layers
+
+
 def read_samples(folder, kind="samples"):
     """[(step, path)] of samples/*.png in the order of their steps."""
     samples = sorted((int(path.stem), path) for path in folder.glob(f"{kind}/*.png") if path.stem.isdecimal())
@@ -103,7 +130,24 @@ def open_picture(path):
         raise InputError(f"{path} is damaged; remove it") from None
 
 
-# ----------------------------------------------------------------------------------------------------------- losses.png
+# ---------------------------------------------------------------------------------------------- losses.png, weights.png
+
+
+def new_figure(width, height, title):
+    """An empty matplotlib figure of width x height inches."""
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window, no global state
+    except ImportError:
+        raise InputError("matplotlib is not installed; pip install matplotlib") from None
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure
+
+
+def figure_png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def running_mean(values, window):
@@ -117,13 +161,7 @@ def draw_losses(folder, args):
 
     A generator's loss is often ten times the discriminator's: on a common axis the latter would be a flat line.
     """
-    log = read_log(folder)
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no window, no global state
-    except ImportError:
-        raise InputError("matplotlib is not installed; pip install matplotlib") from None
-
-    panels = {}
+    log, panels = read_log(folder), {}
     for name in log:
         if name not in ("step", "epoch", "seconds", "img_per_s") and np.isfinite(log[name]).any():
             is_loss, kind = name.startswith("loss_"), name.removeprefix("loss_").split("_")[0]
@@ -132,7 +170,7 @@ def draw_losses(folder, args):
     if not panels:
         raise InputError("log.csv holds no finite loss")
 
-    figure = Figure(figsize=(9, 1 + 2.3 * len(panels)), dpi=110, layout="constrained")
+    figure = new_figure(9, 1 + 2.3 * len(panels), folder.resolve().name)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, names in zip(axes, panels, strict=True):
         shown = []
@@ -160,10 +198,63 @@ def draw_losses(folder, args):
     per_epoch = args["steps_per_epoch"]
     epochs = axes[0].secondary_xaxis("top", functions=(lambda step: step / per_epoch, lambda epoch: epoch * per_epoch))
     epochs.set_xlabel("epoch")
-    figure.suptitle(folder.resolve().name, fontsize=11, color=INK)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return figure_png(figure)
+
+
+def draw_weights(folder, args):
+    """One panel for each layer: the histograms of its weights at up to eight moments, the later the darker.
+
+    Drawn as densities on a logarithmic axis: a few weights far out are then as easy to see as the many near 0, and
+    the histogram of a normal distribution is a parabola. Every network begins a new row.
+    """
+    layers = read_weights(folder)
+    steps = sorted({step for moments in layers.values() for step in moments})
+    chosen = [steps[index] for index in spread(len(steps), 8)]
+    networks = {}
+    for network, layer in layers:
+        networks.setdefault(network, []).append(layer)
+    longest = max(map(len, networks.values()))
+    columns = math.ceil(longest / math.ceil(longest / 6))  # at most 6, and rows of nearly the same length
+    rows = sum(math.ceil(len(names) / columns) for names in networks.values())
+
+    figure = new_figure(max(6, 1 + 2.4 * columns), 1 + 2 * rows, f"{folder.resolve().name}: weights of every layer")
+    from matplotlib import colormaps
+
+    colors = dict(zip(chosen, colormaps["YlGnBu"](np.linspace(0.3, 1, len(chosen))), strict=True))
+    grid = figure.add_gridspec(rows, columns)
+    row, lines = 0, {}
+    for network, names in networks.items():
+        for index, name in enumerate(names):
+            axis = figure.add_subplot(grid[row + index // columns, index % columns])
+            for step in chosen:
+                low, high, counts = layers[network, name].get(step, (0, 0, None))
+                if low < high:  # the weights of a layer may all be equal at its start
+                    if counts.sum() < 5000:  # few weights: wider bins, or there is nothing but noise to see
+                        counts = counts.reshape(25, 2).sum(1)
+                    width = (high - low) / len(counts)
+                    middle = low + width * (np.arange(len(counts)) + 0.5)
+                    density = np.where(counts > 0, counts, np.nan) / (counts.sum() * width)  # no line at empty bins
+                    style = {"linewidth": 1.1, "marker": ".", "markersize": 2}  # dots: a bin between two empty ones
+                    lines[step] = axis.plot(middle, density, color=colors[step], **style)[0]
+            axis.set_yscale("log")
+            bottom, top = axis.get_ylim()
+            axis.set_ylim(min(bottom, top / 100), top)  # two powers of ten: else noise fills the panel of a flat layer
+            axis.yaxis.set_minor_formatter("")
+            axis.set_axisbelow(True)
+            title = name.split(".parametrizations")[0].removesuffix(".weight")
+            axis.set_title(f"{network} {title}", fontsize=9, color=INK)
+            axis.tick_params(labelsize=7, colors=FAINT)
+            axis.locator_params(axis="x", nbins=5)
+            axis.grid(color="#e5e5e5", linewidth=0.5)
+            axis.spines[["top", "right"]].set_visible(False)
+        row += math.ceil(len(names) / columns)
+    figure.supxlabel("weight", fontsize=9, color=INK)
+    figure.supylabel("density", fontsize=9, color=INK)
+    figure.legend(
+        [lines[step] for step in sorted(lines)], [f"step {step:,}" for step in sorted(lines)],
+        loc="outside right upper", frameon=False, fontsize=9,
+    )  # fmt: skip
+    return figure_png(figure)
 
 
 # --------------------------------------------------------------------------------------------------------- progress.gif
@@ -221,7 +312,7 @@ def epoch_text(step, args):
 
 
 def labelled_rows(rows, caption=""):
-    """A picture of rows [(label, picture), ...] with the labels at the left and a caption below.
+    """A picture of rows [(label, picture), ...] with the labels at the left and a caption of some lines below.
 
     Pictures are of equal size. A label that is None stands for a gap between groups of rows.
     """
@@ -229,21 +320,22 @@ def labelled_rows(rows, caption=""):
     left = 24 + math.ceil(max(font.getlength(label) for label, _ in rows if label))
     height, width = rows[0][1].height, rows[0][1].width
     total = sum(height + gap if label else 2 * gap for label, _ in rows) + gap
-    page = Image.new("RGB", (left + width + gap, total + (26 if caption else 0)), PAPER)
+    lines = caption.splitlines()
+    page = Image.new("RGB", (left + width + gap, total + (8 + 18 * len(lines) if lines else 0)), PAPER)
     top = gap
     for label, picture in rows:
         if label:
             write_text(page, (12, top + height // 2), label)
             page.paste(picture, (left, top))
         top += height + gap if label else 2 * gap
-    if caption:
-        write_text(page, (left, total + 10), caption, 13, FAINT)
+    for index, line in enumerate(lines):
+        write_text(page, (left, total + 10 + 18 * index), line, 13, FAINT)
     return page
 
 
-def row_scale(size):
-    """Small images are enlarged to about 64 pixels, large ones shrunk to 128."""
-    return 128 / size if size > 128 else max(1, 64 // size)
+def row_scale(size, about=64):
+    """Small images are enlarged to `about` that many pixels, large ones shrunk to 128."""
+    return 128 / size if size > 128 else max(1, about // size)
 
 
 def first_images(picture, size, count, down=False):
@@ -328,6 +420,61 @@ def draw_classes(folder, args):
     return png(page)
 
 
+# --------------------------------------------------------------------------------------------------------- extremes.png
+
+
+def real_images(args):
+    """The data that a run was trained on: up to REAL random images, uint8 (M, C, H, W), and what they are in words.
+
+    Held-out ones, of the set's own split or of --hold-out. A set without either gives images of the training.
+    """
+    flags, about = args.get("flags", {}), args["data"]
+    if "data" not in flags:
+        raise InputError("args.json does not name the data of the run")
+    if flags.get("hold_out"):
+        real = datasets.load_parts(flags["data"], about["size"], flags["hold_out"])[1]
+    else:
+        real = datasets.load(flags["data"], about["size"], "test")
+    if real.fingerprint != about.get("fingerprint"):
+        raise InputError(f"'{flags['data']}' is not the data that this run was trained on (its fingerprint differs)")
+    chosen = datasets.shuffled(len(real.images), 0)[:REAL]
+    held_out = flags.get("hold_out") or real.held_out
+    words = "held-out images" if held_out else "training images (nothing is held out)"
+    return real.images[chosen], f"{len(chosen)} random {words} of {real.name}"
+
+
+def draw_extremes(folder, args):
+    """Of 200 generated pictures those that resemble real images most and least: two rows of 8, with their scores.
+
+    The score of a picture is its mean MS-SSIM with 50 random real images, the same for all: 1 for identical ones.
+    """
+    try:
+        mean_ms_ssim = importlib.import_module("metrics").mean_ms_ssim
+    except (ModuleNotFoundError, AttributeError):
+        raise InputError("it needs our metrics.py beside report.py") from None
+    checkpoint, model, words = open_model(folder)
+    real, real_words = real_images(args)
+    seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
+    images = model.generate(checkpoint, GENERATED, seed)
+    size = images.shape[-1]
+    if size < real.shape[-1]:  # a model that grows, at an early stage
+        real = F.interpolate(real.float(), size=(size, size), mode="area").round().to(torch.uint8)
+        real_words += f", resized to {size}x{size}"
+    scores = mean_ms_ssim(images, real)
+    order = scores.argsort(descending=True).tolist()
+    rows = []
+    for label, chosen in (("best", order[:EXTREMES]), ("worst", order[-EXTREMES:])):
+        row = rescale(datasets.grid(images[chosen], EXTREMES).convert("RGB"), row_scale(size, 128))
+        page = Image.new("RGB", (row.width, row.height + 24), PAPER)
+        page.paste(row, (0, 0))
+        for column, index in enumerate(chosen):
+            place = round(column * (size + 2) * row.height / size) + 2, row.height + 11
+            write_text(page, place, f"{scores[index]:.3f}", 14)
+        rows.append((label, page))
+    protocol = f"mean MS-SSIM of each of {GENERATED} generated images with {real_words}\n{words}, latent seed {seed}"
+    return png(labelled_rows(rows, protocol))
+
+
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 
@@ -337,15 +484,17 @@ def png(picture):
     return file.getvalue()
 
 
-def report(run_dir, epochs=None):
+def report(run_dir, epochs=None, extremes=False):
     """Write every picture that can be made into the run directory; return the list of paths written.
 
-    epochs: rows of strip.png. A picture that cannot be made costs one line on stderr. InputError if run_dir is no run.
+    epochs: rows of strip.png. extremes: also extremes.png, for which the data are needed. A picture that cannot be
+    made costs one line on stderr. InputError if run_dir is no run.
     """
     folder, written = Path(run_dir), []
     args = read_run(folder)
     pictures = {
         "losses.png": lambda: draw_losses(folder, args),
+        "weights.png": lambda: draw_weights(folder, args),
         "progress.gif": lambda: draw_progress(folder, args),
         "reconstructions.gif": lambda: draw_progress(folder, args, "reconstructions"),
         "strip.png": lambda: draw_strip(folder, args, epochs),
@@ -355,6 +504,8 @@ def report(run_dir, epochs=None):
         del pictures["reconstructions.gif"]
     if args.get("script") == "cvae":
         pictures["classes.png"] = lambda: draw_classes(folder, args)
+    if extremes:
+        pictures["extremes.png"] = lambda: draw_extremes(folder, args)
     for name, draw in pictures.items():
         try:
             data = draw()  # a whole file in memory, so that none is ever half-written
@@ -370,7 +521,7 @@ def main(args):
     for run in args.runs:
         read_run(run)  # a wrong name among several is told before any work is done
     for run in args.runs:
-        for path in report(run, args.epochs):
+        for path in report(run, args.epochs, args.extremes):
             print(f"wrote {path}")
 
 

@@ -1,4 +1,4 @@
-"""report.py: the four pictures of a run, and what it says when one cannot be made."""
+"""report.py: the pictures of a run, and what it says when one cannot be made."""
 
 import json
 import math
@@ -15,20 +15,32 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import datasets
 import dcgan
+import metrics
 import report
 
 SIZE, PER_EPOCH = 16, 10
 
 
 def make_run(folder, steps=range(0, 101, 10), log=True, checkpoint=False):
-    """A run directory as dcgan.py leaves it. Image k of the grid of step s is grey, of value 2 s + k (modulo 256)."""
+    """A run directory as dcgan.py leaves it. Image k of the grid of step s is grey, of value 2 s + k (modulo 256).
+
+    checkpoint: of networks without training, on the built-in shapes. Three layers have weights, at eleven moments.
+    """
     (folder / "samples").mkdir(parents=True)
-    about = {"script": "dcgan", "steps_per_epoch": PER_EPOCH, "data": {"size": SIZE, "channels": 3}}
+    data = {"size": SIZE, "channels": 3, "fingerprint": f"shapes-1-{SIZE}"}
+    about = {"script": "dcgan", "steps_per_epoch": PER_EPOCH, "data": data, "flags": {"data": "shapes"}}
     (folder / "args.json").write_text(json.dumps(about), encoding="utf-8")
     for step in steps:
         values = (2 * step + torch.arange(64)).remainder(256).to(torch.uint8)
         images = values[:, None, None, None].expand(64, 3, SIZE, SIZE)
         datasets.save_picture(datasets.grid(images, 8), folder / "samples" / f"{step:06d}.png")
+    lines = ["step,network,layer,low,high,counts"]
+    for step in range(0, 101, 10):
+        for layer in ("generator,a.weight", "generator,b.weight", "discriminator,a.weight"):
+            counts = np.random.default_rng(step).normal(0, 1 + step / 100, 9000).clip(-5, 5)
+            counts = np.histogram(counts, 50, (-5, 5))[0]
+            lines.append(f"{step},{layer},-5,5,{' '.join(map(str, counts))}")
+    (folder / "weights.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if log:
         lines = ["step,epoch,seconds,img_per_s,loss_d_real,loss_d_fake,loss_g,fid"]
         lines += [f"{s},{s / 10},{s},40,{1 / s},{2 / s},{math.log(s)},{'' if s % 20 else s}" for s in range(1, 101)]
@@ -62,7 +74,7 @@ def read_gif(path):
 def test_a_whole_run(tmp_path, capsys):
     run = make_run(tmp_path / "run", checkpoint=True)
     written = report.report(run)
-    assert names(written) == ["losses.png", "progress.gif", "strip.png", "interpolation.png"]
+    assert names(written) == ["losses.png", "weights.png", "progress.gif", "strip.png", "interpolation.png"]
     assert capsys.readouterr() == ("", "")
     assert not list(run.glob("*.tmp"))
     for path in written:
@@ -144,6 +156,211 @@ def test_losses_of_other_scripts(tmp_path):
         assert picture.height > 700  # three panels: reconstruction, kl, fid
 
 
+# ------------------------------------------------------------------------------------------------ weight histograms
+
+
+@pytest.fixture
+def program(here, monkeypatch):
+    """Runs dcgan.py in an empty current folder, on 40 images and without a report at the end."""
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    np.savez("tiny.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
+    tiny = "--data tiny.npz --size 16 --width 4 --batch 8 --device cpu --precision fp32 --ema 0.9".split()
+
+    def run(*flags):
+        first = [] if "--resume" in flags else [*tiny, "--out", "r"]
+        datasets.run_program("dcgan.py", dcgan.main, dcgan.parse_args([*first, *flags]))
+        return report.read_weights(here / "r")
+
+    return run
+
+
+def test_histograms_of_a_run(program):
+    layers = program("--steps", "5", "--sample-every", "2")
+    checkpoint = datasets.read_checkpoint("r")
+    expected = [
+        (network, layer)
+        for network in ("generator", "discriminator")  # not the average
+        for layer, weight in checkpoint["networks"][network].items()
+        if weight.dim() > 1  # neither norms nor biases
+    ]
+    assert list(layers) == expected and len(expected) == 6
+    for (network, layer), moments in layers.items():
+        assert list(moments) == [0, 2, 4, 5]
+        weight = checkpoint["networks"][network][layer].numpy()
+        low, high, counts = moments[5]  # the moment of the checkpoint
+        assert low == weight.min() and high == weight.max() and counts.sum() == weight.size
+        difference = counts - np.histogram(weight, 50, (low, high))[0]
+        assert abs(difference).sum() <= 2  # a weight may be rounded over the edge of a bin
+
+
+def test_resume_drops_the_histograms_after_the_checkpoint(program):
+    def table():
+        with open("r/weights.csv", encoding="utf-8") as file:
+            return file.read()
+
+    program("--steps", "4", "--sample-every", "2")
+    before = table()
+    with open("r/weights.csv", "a", encoding="utf-8") as file:
+        file.write(before.splitlines()[-1].replace("4,", "5,", 1) + "\n6,generator,layers.0")  # then came kill -9
+    layers = program("--resume", "r", "--steps", "6")
+    assert all(list(moments) == [0, 2, 4, 6] for moments in layers.values()) and table().startswith(before)
+    lines = table().splitlines()
+    assert len(lines) == 1 + 4 * 6 and len(set(lines)) == len(lines)
+
+
+def test_histograms_of_odd_weights(tmp_path):
+    """Equal weights are counted, weights that are not finite are left out, and neither stops a run."""
+    run = datasets.Run.__new__(datasets.Run)  # nothing but what draw() needs
+    run.networks, run.step, run.device = {"net": torch.nn.ModuleList()}, 3, torch.device("cpu")
+    run.sample = lambda: None
+    run.weights = datasets.Log(tmp_path / "weights.csv", ["step", "network", "layer", "low", "high", "counts"], 0)
+    run.draw()  # a network without weights
+    for value in (0.5, math.nan, math.inf):
+        run.networks["net"].append(torch.nn.Linear(4, 3))
+        run.networks["net"][-1].weight.data.fill_(0.5)[0, 0] = value
+    run.draw()
+    header, line = (tmp_path / "weights.csv").read_text().splitlines()
+    assert line == "3,net,0.weight,0.5,0.5,12" + " 0" * 49
+
+
+def drawn(monkeypatch, run):
+    figures, original = [], report.figure_png
+    monkeypatch.setattr(report, "figure_png", lambda figure: figures.append(figure) or original(figure))
+    report.draw_weights(run, report.read_run(run))
+    return figures[0]
+
+
+def test_one_panel_for_each_layer(tmp_path, monkeypatch):
+    figure = drawn(monkeypatch, make_run(tmp_path / "run"))
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles == ["generator a", "generator b", "discriminator a"]
+    first, _, third = (axis.get_position() for axis in figure.axes)
+    assert first.x0 == third.x0 and first.y0 > third.y1  # every network begins a new row
+    for axis in figure.axes:
+        assert len(axis.lines) == 8 and axis.get_yscale() == "log"
+        darkness = [-sum(line.get_color()[:3]) for line in axis.lines]
+        assert darkness == sorted(darkness)
+        values, density = axis.lines[-1].get_data()
+        assert np.isclose(np.nansum(density) * (values[1] - values[0]), 1)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(words) == 8 and words[0] == "step 0" and words[-1] == "step 100"
+
+
+def test_few_moments_and_equal_weights_are_drawn(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    counts = "12" + " 0" * 49
+    lines = ["step,network,layer,low,high,counts", f"0,vae,a.weight,0.5,0.5,{counts}", f"0,vae,b.weight,0,1,{counts}"]
+    (run / "weights.csv").write_text("\n".join([*lines, "9,vae,a.weight,0,1,3 4", "9,vae"]))
+    figure = drawn(monkeypatch, run)
+    assert [len(axis.lines) for axis in figure.axes] == [0, 1]
+
+
+def test_a_run_from_before_there_were_histograms(tmp_path, capsys):
+    run = make_run(tmp_path / "run", checkpoint=True)
+    (run / "weights.csv").unlink()
+    assert names(report.report(run)) == ["losses.png", "progress.gif", "strip.png", "interpolation.png"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no weights.png: the run has no weights.csv" in error
+
+
+# ---------------------------------------------------------------------------------------------------- best and worst
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """In place of the model and of MS-SSIM: picture i is grey, of value i, and scores (7 i modulo 200) / 200."""
+    seen = {}
+
+    def generate(checkpoint, n, seed):
+        side = seen.get("side", SIZE)
+        return torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, side, side)
+
+    def score(images, real):
+        seen.update(images=images, real=real)
+        return (7 * torch.arange(len(images)) % 200).double() / 200
+
+    monkeypatch.setattr(dcgan, "generate", generate)
+    monkeypatch.setattr(metrics, "mean_ms_ssim", score, raising=False)
+    original = report.labelled_rows
+
+    def labelled_rows(rows, caption=""):
+        seen.update(rows=rows, words=caption)  # of the last picture, which extremes.png is
+        return original(rows, caption)
+
+    monkeypatch.setattr(report, "labelled_rows", labelled_rows)
+    return seen
+
+
+def test_extremes_are_the_best_and_the_worst(tmp_path, scored):
+    run = make_run(tmp_path / "run", checkpoint=True)
+    assert "extremes.png" in names(report.report(run, extremes=True))
+    place = {7 * i % 200: i for i in range(200)}  # score -> picture
+    for (label, picture), ranks in zip(scored["rows"], (range(199, 191, -1), range(7, -1, -1)), strict=True):
+        assert label == ("best" if ranks[0] == 199 else "worst")
+        row = np.asarray(picture)[64, 64 :: 8 * (SIZE + 2), 0]  # images enlarged 8 times
+        assert row.tolist() == [place[rank] for rank in ranks]
+        below = np.asarray(picture)[8 * SIZE :]
+        assert below.shape[0] == 24 and below.min() < 100  # the scores
+    real, test = scored["real"], datasets.load("shapes", SIZE, "test").images
+    assert len(scored["images"]) == 200 and torch.equal(real, test[datasets.shuffled(2000, 0)[:50]])
+    assert scored["words"].startswith("mean MS-SSIM of each of 200 generated images with 50 random held-out images")
+    assert "last.pt: plain weights at step 100" in scored["words"] and "latent seed 2" in scored["words"]
+
+
+def test_extremes_of_a_model_that_still_grows(tmp_path, scored):
+    scored["side"] = SIZE // 2
+    run = make_run(tmp_path / "run", checkpoint=True)
+    report.draw_extremes(run, report.read_run(run))
+    test = datasets.load("shapes", SIZE, "test").images[datasets.shuffled(2000, 0)[:50]].double()
+    expected = test.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))  # (50, 3, 8, 8)
+    assert scored["real"].dtype == torch.uint8 and (scored["real"] - expected).abs().max() <= 0.5
+    assert "resized to 8x8" in scored["words"]
+
+
+def test_extremes_of_data_without_a_split(here, scored):
+    """Images of the training, which the caption says; or those that the run held out."""
+    images = np.random.default_rng(0).integers(0, 256, (60, SIZE, SIZE, 3), dtype=np.uint8)
+    np.savez("own.npz", images=images)
+    run = make_run(here / "run", checkpoint=True)
+    args = report.read_run(run)
+    args["flags"]["data"] = "own.npz"
+    args["data"]["fingerprint"] = datasets.load("own.npz", SIZE).fingerprint
+    report.draw_extremes(run, args)
+    assert "50 random training images (nothing is held out) of own" in scored["words"]
+    args["flags"]["hold_out"] = 9
+    report.draw_extremes(run, args)
+    assert "9 random held-out images of own" in scored["words"]
+    held_out = datasets.load_parts("own.npz", SIZE, 9)[1].images
+    assert sorted(map(bytes, scored["real"].numpy())) == sorted(map(bytes, held_out.numpy()))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"flags": {"data": "gone.npz"}}, "no data set or path 'gone.npz'"),
+        ({"flags": {}}, "does not name the data"),
+        ({"data": {"size": SIZE, "fingerprint": "other"}}, "fingerprint differs"),
+    ],
+)
+def test_extremes_without_the_data(tmp_path, scored, capsys, change, words):
+    run = make_run(tmp_path / "run", checkpoint=True)
+    about = report.read_run(run) | change
+    (run / "args.json").write_text(json.dumps(about), encoding="utf-8")
+    assert len(names(report.report(run, extremes=True))) == 5  # all the others
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no extremes.png: " in error and words in error
+
+
+def test_extremes_without_metrics(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "metrics", None)
+    assert len(report.report(make_run(tmp_path / "run", checkpoint=True), extremes=True)) == 5
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "metrics.py beside" in error
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
 @pytest.mark.parametrize(
     "log, words", [(None, "no rows"), ("", "no rows"), ("step,loss_g\n", "no rows"), ("step,loss_g\n1,x\n", "damaged")]
 )
@@ -151,13 +368,13 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     run = make_run(tmp_path / "run", steps=[0, 10], log=False)
     if log is not None:
         (run / "log.csv").write_text(log)
-    assert names(report.report(run)) == ["progress.gif", "strip.png"]
+    assert names(report.report(run)) == ["weights.png", "progress.gif", "strip.png"]
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 2 and "no losses.png" in error[0] and words in error[0] and "no checkpoint" in error[1]
 
 
 def test_a_run_without_samples(tmp_path, capsys):
-    assert names(report.report(make_run(tmp_path / "run", steps=[]))) == ["losses.png"]
+    assert names(report.report(make_run(tmp_path / "run", steps=[]))) == ["losses.png", "weights.png"]
     assert [line.split(":")[1] for line in capsys.readouterr().err.splitlines()] == [
         " no progress.gif", " no strip.png", " no interpolation.png"
     ]  # fmt: skip
@@ -167,16 +384,17 @@ def test_damaged_files_cost_one_line_each(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     (run / "samples" / "000100.png").write_bytes(b"not a picture")
     (run / "best.pt").write_bytes(b"not a checkpoint")
+    (run / "weights.csv").write_text("step,network,layer,low,high,counts\n0,g,a,x,1," + "1 " * 50)
     assert names(report.report(run)) == ["losses.png"]
     error = capsys.readouterr().err.splitlines()
-    assert len(error) == 3 and all("is damaged" in line for line in error)
+    assert len(error) == 4 and all("is damaged" in line for line in error)
 
 
 def test_without_matplotlib(tmp_path, capsys, monkeypatch):
     for module in [name for name in sys.modules if name.split(".")[0] == "matplotlib"] + ["matplotlib"]:
         monkeypatch.setitem(sys.modules, module, None)
     assert names(report.report(make_run(tmp_path / "run"))) == ["progress.gif", "strip.png"]
-    assert "matplotlib is not installed" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("matplotlib is not installed") == 2
 
 
 def test_a_checkpoint_of_a_script_that_is_not_here(tmp_path, capsys, monkeypatch):
