@@ -6,13 +6,17 @@
 Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
 with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
 every step; and in dcgan the backward pass of the generator's step also computes the discriminator's gradients, which
-nobody uses (pytorch/examples). Ours: the script's train_step with the device, precision and batches of its main.
+nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well, real, generated and
+mixed images pass the critic one after the other (PyTorch-GAN); one step is 5 updates of the critic and 1 of the
+generator, and images are those that the critic saw as real. Ours: the script's train_step with the device, precision
+and batches of its main.
 
 The two take turns, so that a machine that slows down or speeds up does so for both. The ratio is taken round by round;
 its median, smallest and largest value are printed. Warm-up steps of both come first and are not counted.
 """
 
 import argparse
+import math
 import platform
 import statistics
 import sys
@@ -20,8 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH = {"dcgan": 64, "vae_mlp": 128, "cvae": 128}
-WIDTH = {"dcgan": 64, "vae_mlp": 512, "cvae": 64}
+BATCH = {"dcgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64}
+WIDTH = {"dcgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64}
 
 
 def parse_args(argv=None):
@@ -30,7 +34,10 @@ def parse_args(argv=None):
     parser.add_argument("--scripts", nargs="+", choices=list(BATCH), default=list(BATCH), help="[all]")
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets [5]")
     parser.add_argument(
-        "--steps", type=int, default=4, help="steps in one turn [4]; of vae_mlp, above 2, 10 times as many"
+        "--steps",
+        type=int,
+        default=4,
+        help="steps in one turn [4]; above 2: vae_mlp 10 times as many, wgan_gp a fourth",
     )
     parser.add_argument("--batch", type=int, help="[64; autoencoders: 128]")
     parser.add_argument("--size", type=int, default=64, help="[64]")
@@ -56,8 +63,9 @@ import cvae
 import datasets
 import dcgan
 import vae_mlp
+import wgan_gp
 
-LATENT, CLASSES = 100, 5
+LATENT, CLASSES, CRITIC_STEPS = 100, 5, 5
 
 
 def processor():
@@ -75,6 +83,9 @@ def networks(args):
     if args.script == "dcgan":
         generator = dcgan.Generator(args.size, 3, LATENT, args.width).apply(dcgan.init_weights)
         return generator, dcgan.Discriminator(args.size, 3, args.width).apply(dcgan.init_weights)
+    if args.script == "wgan_gp":
+        chosen = wgan_gp.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"])
+        return [network.apply(wgan_gp.init_weights) for network in wgan_gp.build(chosen, 3)]
     if args.script == "vae_mlp":
         return (vae_mlp.VAE(args.size, 3, 16, args.width),)
     return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)
@@ -101,7 +112,7 @@ def textbook(args, folder, device):
         ImageFolder(folder, transform), args.batch, shuffle=True, num_workers=2, drop_last=True
     )
     models = [network.to(device) for network in networks(args)]
-    train = textbook_dcgan if args.script == "dcgan" else textbook_vae
+    train = {"dcgan": textbook_dcgan, "wgan_gp": textbook_wgan_gp}.get(args.script, textbook_vae)
     steps = train(loader, device, *models)
     while True:
         yield next(steps)
@@ -136,6 +147,37 @@ def textbook_dcgan(loader, device, generator, discriminator):
             yield loss_real.item(), loss_fake.item(), loss_g.item()
 
 
+def textbook_wgan_gp(loader, device, generator, critic):
+    """After PyTorch-GAN wgan_gp.py, its penalty mended: one epsilon an image, the norm over all its values."""
+    for module in critic.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, wgan_gp.LeakyReLU):
+                setattr(module, name, nn.LeakyReLU(child.slope, inplace=True))
+    opt_c, opt_g = (plain_adam(n, lr=1e-4, betas=(0.0, 0.9)) for n in (critic, generator))
+    updates = 0
+    while True:
+        for real, _ in loader:
+            real = real.to(device)
+            opt_c.zero_grad()
+            fake = generator(torch.randn(len(real), LATENT, device=device))
+            on_real, on_fake = critic(real), critic(fake)
+            epsilon = torch.rand(len(real), 1, 1, 1, device=device)
+            x = (epsilon * real.data + (1 - epsilon) * fake.data).requires_grad_(True)
+            scores = critic(x)
+            (slopes,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True, retain_graph=True)
+            penalty = ((slopes.view(len(real), -1).norm(2, dim=1) - 1) ** 2).mean()
+            loss_c = on_fake.mean() - on_real.mean() + 10 * penalty
+            loss_c.backward()  # through the generator too
+            opt_c.step()
+            updates += 1
+            if updates % CRITIC_STEPS == 0:
+                opt_g.zero_grad()
+                loss_g = -critic(generator(torch.randn(len(real), LATENT, device=device))).mean()
+                loss_g.backward()
+                opt_g.step()
+                yield loss_c.item(), loss_g.item(), penalty.item()
+
+
 def textbook_vae(loader, device, model):
     """After pytorch/examples vae/main.py; for cvae.py with labels and the squared error of R0."""
     optimiser = plain_adam(model, lr=1e-3)
@@ -163,20 +205,23 @@ def textbook_vae(loader, device, model):
 
 def ours(args, data, device, precision):
     """The same, as the script's main does it."""
-    script = {"dcgan": dcgan, "vae_mlp": vae_mlp, "cvae": cvae}[args.script]
-    flags = script.parse_args([f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")] + ["--data=x"])
+    script = {"dcgan": dcgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp}[args.script]
+    own = [f"--critic-steps={CRITIC_STEPS}"] if script is wgan_gp else []
+    given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
+    flags = script.parse_args([*given, *own, "--data=x"])
     batches = datasets.Batches(data, args.batch, device)
     models = [network.to(device, memory_format=torch.channels_last) for network in networks(args)]
-    betas = (0.5, 0.999) if script is dcgan else (0.9, 0.999)
+    betas = {dcgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
     fused = device.type != "mps"
     optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, fused=fused) for m in models]
+    more = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if script is wgan_gp else []  # its scale
 
     def autocast():
         return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     step = 0
     while True:
-        yield script.train_step(step, flags, batches, *models, *optimisers, None, autocast)
+        yield script.train_step(step, flags, batches, *models, *optimisers, None, *more, autocast)
         step += 1
 
 
@@ -192,7 +237,8 @@ def rate(side, args, device):
     for _ in range(args.steps):
         next(side)
     wait()
-    return args.steps * args.batch / (time.perf_counter() - start)
+    images = args.steps * args.batch * (CRITIC_STEPS if args.script == "wgan_gp" else 1)
+    return images / (time.perf_counter() - start)
 
 
 def compare(args, device, precision):
@@ -229,7 +275,8 @@ def main(args):
     for script in args.scripts:
         chosen = argparse.Namespace(**vars(args), script=script)
         chosen.batch, chosen.width = args.batch or BATCH[script], args.width or WIDTH[script]
-        chosen.steps = args.steps * (10 if script == "vae_mlp" and args.steps > 2 else 1)
+        if args.steps > 2:
+            chosen.steps = {"vae_mlp": args.steps * 10, "wgan_gp": math.ceil(args.steps / 4)}.get(script, args.steps)
         found[script] = compare(chosen, device, precision)
     return found
 

@@ -197,13 +197,13 @@ def test_slerp():
     a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     for t in (0.0, 0.25, 0.5, 1.0):  # in the plane the arc is known
         expected = torch.tensor([[3 * math.cos(t * math.pi / 2), 3 * math.sin(t * math.pi / 2)]])
-        torch.testing.assert_close(dcgan.slerp(a, b, t), expected)
+        torch.testing.assert_close(datasets.slerp(a, b, t), expected)
     a, b = F.normalize(torch.randn(2, 5, 100, generator=torch.Generator().manual_seed(0)), dim=2)
     for t in (0.1, 0.5, 0.9):  # of equal length all the way, at an angle that grows evenly
-        walk = dcgan.slerp(a, b, t)
+        walk = datasets.slerp(a, b, t)
         torch.testing.assert_close(walk.norm(dim=1), torch.ones(5))
         torch.testing.assert_close(torch.acos((walk * a).sum(1)), t * torch.acos((a * b).sum(1)), rtol=1e-4, atol=1e-4)
-    assert dcgan.slerp(a, a, 0.5).isfinite().all() and dcgan.slerp(a, -a, 0.5).isfinite().all()
+    assert datasets.slerp(a, a, 0.5).isfinite().all() and datasets.slerp(a, -a, 0.5).isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------------------- presets
