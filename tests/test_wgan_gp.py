@@ -2,14 +2,18 @@
 
 import argparse
 import itertools
+import os
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT  # noqa: F401  (puts the scripts on the path)
+from PIL import Image
 from torch import nn
 
 import datasets
+import metrics
+import report
 import wgan_gp
 from wgan_gp import Critic, Generator, LeakyReLU, build, gradient_penalty, growth_at
 
@@ -339,3 +343,114 @@ def test_weights_have_the_variance_they_should():
     layer = nn.Conv2d(64, 128, 3).apply(wgan_gp.init_weights)
     assert layer.weight.std().item() == pytest.approx((4 / ((64 + 128) * 9)) ** 0.5, rel=0.02)
     assert layer.bias.abs().max() == 0
+
+
+@pytest.fixture
+def growing(here, monkeypatch):
+    """A function that trains for so many steps on 60 images of 32x32, in stages of 8, 16 and 32 pixels of 4 steps."""
+    images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(here / "tiny.npz", images=images)
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    words = "--data tiny.npz --size 32 --width 2 --batch 8 --device cpu --stages 3 --stage-steps 4 --fade-steps 2"
+
+    def train(steps, *more):
+        start = ["--resume", "r"] if (here / "r").exists() else [*words.split(), "--out", "r"]
+        args = wgan_gp.parse_args([*start, "--steps", str(steps), *more])
+        datasets.run_program("wgan_gp.py", wgan_gp.main, args)
+
+    return train
+
+
+def test_every_stage_has_its_side_and_its_metrics(growing, monkeypatch):
+    """Pictures, checkpoints and metrics in each stage; the FID of one stage does not stand in the next one's way."""
+    sides, scores = [], iter([1.0, 5.0, 6.0, 4.0, 9.0])
+    monkeypatch.setattr(metrics, "evaluate", lambda real, fake, **_: sides.append((real.shape[-1], fake.shape[-1])))
+    monkeypatch.setattr(metrics, "scores", lambda _: {"fid_768": next(scores)})
+    best = []
+    for steps, side in (4, 8), (6, 16), (8, 16), (10, 32):
+        growing(steps, "--eval-every", "4" if steps == 4 else "2", "--eval-images", "6")
+        checkpoint = datasets.read_checkpoint("r")
+        assert wgan_gp.generate(checkpoint, 3).shape == (3, 3, side, side)
+        assert wgan_gp.interpolate(checkpoint, 2, 5).shape == (10, 3, side, side)
+        with Image.open(f"r/samples/{steps:06d}.png") as picture:  # enlarged, so that all grids compare
+            assert picture.size == (8 * 34 - 2, 8 * 34 - 2)
+        best.append(datasets.read_checkpoint("r/best.pt")["step"])
+    assert sides == [(32, 8), (32, 16), (32, 16), (32, 32)]  # evaluate averages the real ones down
+    assert best == [4, 6, 6, 10]
+
+
+def test_resume_is_exact_wherever_the_network_grows(growing):
+    """In one go, and in pieces that end within a stage, at its end, and within the ramp."""
+    for steps in 2, 4, 5, 8, 11:
+        growing(steps)
+    os.rename("r", "pieces")
+    growing(11)
+    ours, theirs = datasets.read_checkpoint("pieces"), datasets.read_checkpoint("r")
+    for name in "generator", "critic":
+        for key, value in ours["networks"][name].items():
+            assert torch.equal(value, theirs["networks"][name][key]), key
+        states = [checkpoint["optimisers"][name]["state"] for checkpoint in (ours, theirs)]
+        assert states[0].keys() == states[1].keys()
+        for index, state in states[0].items():
+            assert all(torch.equal(value, states[1][index][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        ("--arch resnet --stages 2", "does not grow"),
+        ("--size 16 --stages 3", "below 8x8"),
+        ("--penalty-weight -1", "is not a number of at least 0"),
+        ("--critic-steps 0", "is not a whole number of at least 1"),
+        ("--normalize batch", "invalid choice"),
+    ],
+)
+def test_bad_input(here, capsys, words, problem):
+    with pytest.raises(SystemExit) as stop:
+        args = wgan_gp.parse_args(["--data", "shapes", "--batch", "8", "--steps", "1", "--width", "2", *words.split()])
+        datasets.run_program("wgan_gp.py", wgan_gp.main, args)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and problem in lines[0] and not os.path.exists("runs")
+
+
+def test_channel_scale(growing):
+    """--normalize channel: what the critic sees of the training set has mean 0 and deviation 1; pictures go back."""
+    growing(1, "--normalize", "channel")
+    scale = datasets.read_checkpoint("r")["scale"]
+    data = datasets.load("tiny.npz", 32)
+    seen = (datasets.from_uint8(data.images) - scale[0]) / scale[1]
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(seen.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+    def network(z):  # a generator whose outputs are known
+        return seen[: len(z)]
+
+    found = wgan_gp.pictures(network, (), scale, torch.zeros(40, 1))
+    assert torch.equal(found, data.images[:40])
+
+
+@pytest.mark.parametrize("preset", [name for name in wgan_gp.PRESETS if name != "shapes"])
+def test_presets_train_on_a_folder_zip_or_npz_in_place_of_the_name(here, monkeypatch, preset):
+    """Two steps at a tenth of the width, at 64 pixels."""
+    images = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    np.savez("food.npz", images=images)
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    words = f"--preset {preset} --data food.npz --steps 2 --batch 4 --width 4 --eval-images 0 --stage-steps 1 --out r"
+    datasets.run_program("wgan_gp.py", wgan_gp.main, wgan_gp.parse_args(words.split()))
+    assert datasets.read_checkpoint("r")["step"] == 2
+
+
+def test_the_command_of_the_readme_without_the_data(here, monkeypatch, capsys):
+    """python wgan_gp.py --data food64 --critic-steps 3, where Food-101 is neither there nor to be had."""
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    args = wgan_gp.parse_args(["--data", "food64", "--critic-steps", "3"])
+    assert args.critic_steps == 3
+    with pytest.raises(SystemExit) as stop:
+        datasets.run_program("wgan_gp.py", wgan_gp.main, args)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and "data/downloads" in lines[-1] and "food-101.tar.gz" in lines[-1]
+    assert not os.path.exists("runs")
