@@ -378,7 +378,7 @@ def walks(rows, frames, latent_dim, kind, seed):
     kind: "spherical" or "linear".
     """
     a, b = torch.randn(2, rows, latent_dim, generator=torch.Generator().manual_seed(seed))
-    between = slerp if kind == "spherical" else torch.lerp
+    between = slerp if kind == "spherical" and latent_dim > 1 else torch.lerp  # a line has no arcs
     return torch.stack([between(a, b, i / (frames - 1)) for i in range(frames)], dim=1).flatten(0, 1)
 
 
@@ -889,8 +889,10 @@ def grid(images, columns=None):
 
 def above(originals, copies):
     """uint8 (N, C, H, W) twice -> one picture: a row of eight originals, under it their copies, and so on."""
-    rows = zip(originals.split(8), copies.split(8), strict=True)
-    return grid(torch.cat([part for pair in rows for part in pair]), 8)
+    columns = min(8, len(originals))
+    white = originals.new_full((-len(originals) % columns, *originals.shape[1:]), 255)  # to the end of the last row
+    rows = zip(*(torch.cat([images, white]).split(columns) for images in (originals, copies)), strict=True)
+    return grid(torch.cat([part for pair in rows for part in pair]), columns)
 
 
 def save_picture(picture, path):
@@ -1096,7 +1098,8 @@ class Run:
             }  # fmt: skip
             write_text(self.path / "args.json", json.dumps(about_run, indent=1))
             self.metrics = beside("metrics") if args.eval_every and args.eval_images else None
-            scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] if self.metrics else []
+            scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] + ["ms-ssim"]
+            scores = scores if self.metrics else []
             header = ["step", "epoch", "seconds", "img_per_s", *self.losses, *columns, *scores]
             self.log = Log(self.path / "log.csv", header, self.step)
             print(f"{self.script}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
@@ -1106,7 +1109,7 @@ class Run:
             )
             if not self.checkpoint:
                 self.save("last.pt")
-            self.weights = Log(self.path / "weights.csv", "step network layer low high counts".split(), self.step)
+            self.histograms = Log(self.path / "weights.csv", "step network layer low high counts".split(), self.step)
             if not self.checkpoint:
                 self.draw()
             # A signal that comes lets the step in progress finish; then the run saves and ends.
@@ -1201,13 +1204,15 @@ class Run:
         for _, _, weight in layers:
             low, high = weight.aminmax()
             share = (weight - low) / (high - low).clamp(min=1e-30)  # 0 to 1; all 0 where all weights are equal
-            table.append(torch.cat([low[None], high[None], torch.histc(share, 50, 0, 1)])[None])
+            # in parts: histc counts in float32, which stops at 2^24
+            counts = sum(torch.histc(part, 50, 0, 1) for part in share.flatten().split(2**24))
+            table.append(torch.cat([low[None], high[None], counts])[None])
         rows = []
         for (network, layer, _), (low, high, *counts) in zip(layers, torch.cat(table).tolist(), strict=True):
             if math.isfinite(low) and math.isfinite(high):  # else there is nothing to count, and save() stops the run
                 row = {"step": self.step, "network": network, "layer": layer, "low": low, "high": high}
                 rows.append(row | {"counts": " ".join(f"{count:.0f}" for count in counts)})
-        self.weights.write(*rows)
+        self.histograms.write(*rows)
 
     def evaluate(self):
         """FID and KID of fresh pictures against the first half of the reference; a new best FID goes to best.pt."""

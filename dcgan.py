@@ -166,7 +166,6 @@ if __name__ == "__main__":  # before the slow imports: --help and typing errors 
     ARGS = parse_args()
 
 import copy
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +174,7 @@ from torch import nn
 try:
     from datasets import Run, describe, grid, latents, run_program, save_picture, to_uint8, use_generator, walks
 except ImportError as problem:
-    sys.exit(print(f"{Path(__file__).name}: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+    sys.exit(print(f"dcgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
 SCRIPT = "dcgan"
 

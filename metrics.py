@@ -436,12 +436,15 @@ def blur(x, window):
     The standard deviation is 1.5 pixels for a window of 11 and shrinks in proportion.
     """
 
-    def weights(n):  # (n - window + 1, n): each row has one window's weights. On CPUs faster than a convolution.
-        away = torch.arange(n).double() - torch.arange(n - window + 1)[:, None] - window // 2
-        gauss = torch.exp(-0.5 * (away / (1.5 * window / 11)) ** 2) * (away.abs() <= window // 2)
-        return gauss / gauss.sum(1, keepdim=True)
+    return window_weights(x.shape[-2], window) @ x @ window_weights(x.shape[-1], window).T
 
-    return weights(x.shape[-2]) @ x @ weights(x.shape[-1]).T
+
+@functools.cache
+def window_weights(n, window):
+    """(n - window + 1, n): each row holds the weights of one window. On CPUs faster than a convolution."""
+    away = torch.arange(n).double() - torch.arange(n - window + 1)[:, None] - window // 2
+    gauss = torch.exp(-0.5 * (away / (1.5 * window / 11)) ** 2) * (away.abs() <= window // 2)
+    return gauss / gauss.sum(1, keepdim=True)
 
 
 def levels(images, sides):
@@ -773,9 +776,10 @@ def evaluate(
 
 
 def scores(values):
-    """The distances in what evaluate() returns, as columns of a log: {"fid_768": 3.1, "kid_768": 0.004, ...}."""
+    """What evaluate() returns as columns of a log: {"fid_768": 3.1, "kid_768": 0.004, ..., "ms-ssim": 0.13}."""
     pairs = ((v["name"].partition("-"), v["value"]) for v in values if v["name"].startswith(("FID", "KID")))
-    return {f"{kind.lower()}_{dim or 2048}": value for (kind, _, dim), value in pairs if value is not None}
+    found = {f"{kind.lower()}_{dim or 2048}": value for (kind, _, dim), value in pairs if value is not None}
+    return found | dict(("ms-ssim", v["value"]) for v in values if v["name"] == "MS-SSIM (generated, real)")
 
 
 def table(values, report=None):

@@ -49,8 +49,6 @@ if __name__ == "__main__":  # before the slow imports, so that --help and typing
     ARGS = parse_args()
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 import datasets
@@ -448,19 +446,15 @@ def draw_extremes(folder, args):
 
     The score of a picture is its mean MS-SSIM with 50 random real images, the same for all: 1 for identical ones.
     """
-    try:
-        mean_ms_ssim = importlib.import_module("metrics").mean_ms_ssim
-    except (ModuleNotFoundError, AttributeError):
-        raise InputError("it needs our metrics.py beside report.py") from None
+    if (metrics := datasets.beside("metrics")) is None:
+        raise InputError("it needs our metrics.py beside report.py")
     checkpoint, model, words = open_model(folder)
     real, real_words = real_images(args)
     seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
     images = model.generate(checkpoint, GENERATED, seed)
     size = images.shape[-1]
-    if size < real.shape[-1]:  # a model that grows, at an early stage
-        real = F.interpolate(real.float(), size=(size, size), mode="area").round().to(torch.uint8)
-        real_words += f", resized to {size}x{size}"
-    scores = mean_ms_ssim(images, real)
+    real, real_words = metrics.averaged_down(real, real_words, images)  # for a growing model at an early stage
+    scores = metrics.mean_ms_ssim(images, real)
     order = scores.argsort(descending=True).tolist()
     rows = []
     for label, chosen in (("best", order[:EXTREMES]), ("worst", order[-EXTREMES:])):

@@ -12,7 +12,7 @@ generator follows the slope. The networks are those of DCGAN (dcgan.py), with a 
       | ConvTranspose 4x4 stride 2                     | Conv 4x4 stride 2, LeakyReLU 0.2
     (4f, 8, 8)    BatchNorm, ReLU                    (2f, 16, 16)
       |                                                |
-    (2f, 16, 16)  BatchNorm, ReLU  -> picture 32     (4f, 8, 8)
+    (2f, 16, 16)  BatchNorm, ReLU                    (4f, 8, 8)
       |                                                |
     (f, 32, 32)   BatchNorm, ReLU                    (8f, 4, 4)
       |                                                | Conv 4x4
@@ -40,11 +40,11 @@ import sys
 
 # A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
 # The report (R3) states z, f, critic steps, normalisation, and whether there is noise. Rate, betas, batch and penalty
-# are the paper's; the amount of noise, its decay and the lengths of the stages are ours.
+# are the paper's; the amount of noise, its decay and the lengths of the stages are ours. The report may have put noise
+# on real images only, and calls its sigma a variance: ours is a standard deviation, on both.
 FOOD = dict(
     data="food64", size=64, width=64, latent_dim=100, batch=64, steps=2_000_000, lr=1e-4, penalty_weight=10.0,
     critic_steps=1, noise_steps=1_000_000, log_every=200, sample_every=5000, save_every=5000, eval_every=15_000,
-    eval_images=2020,
 )  # fmt: skip
 PROTOCOL = "R3: up to 2,000,000 steps on 98,937 images of Food-101; against 2,020 held-out ones; KID times 1,000 here"
 PRESETS = {
@@ -69,7 +69,7 @@ PRESETS = {
         report={"FID": 108.09, "MS-SSIM (generated, real)": 0.1291, "KID": 81.7, "protocol": PROTOCOL},
     ),
     "fade-in-gan": dict(  # R3e: "little" noise
-        FOOD, noise=0.02, stages=3, stage_steps=400_000, fade_steps=200_000,
+        FOOD, noise=0.02, stages=3, stage_steps=400_000,
         report={"FID": 101.45, "MS-SSIM (generated, real)": 0.1342, "KID": 66.4, "protocol": PROTOCOL},
     ),
     "paper": dict(  # the authors' gan_64x64.py
@@ -185,7 +185,7 @@ FLAGS = COMMON | {
     "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
     "stages": (1, number(int, 1), "grow in so many stages: 3 trains at a quarter, at half, then at the full size"),
     "stage_steps": (20_000, number(int, 1), "steps in each stage but the last, which lasts to the end"),
-    "fade_steps": (10_000, number(int, 1), "steps over which a new stage is blended in"),
+    "fade_steps": (None, number(int, 1), "steps over which a new stage is blended in (default: half of a stage)"),
     "interpolate": (None, number(int, 2), "with --load: walk between random latents in N pictures, 8 walks"),
     "interpolation": ("spherical", ["spherical", "linear"], "how --interpolate walks"),
 }  # fmt: skip
@@ -197,7 +197,6 @@ if __name__ == "__main__":  # before the slow imports: --help and typing errors 
 
 import contextlib
 import copy
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -222,7 +221,8 @@ def channels(size, width):
 def growth_at(step, args):
     """(stage, alpha) of a step: stages count from 0; alpha in (0, 1] is how far the newest layers are blended in."""
     stage = min(step // args.stage_steps, args.stages - 1)
-    return stage, min(1.0, (step - stage * args.stage_steps + 1) / args.fade_steps) if stage else 1.0
+    fade_steps = args.fade_steps or max(1, args.stage_steps // 2)
+    return stage, min(1.0, (step - stage * args.stage_steps + 1) / fade_steps) if stage else 1.0
 
 
 class LeakyReLU(nn.Module):
@@ -289,7 +289,7 @@ class Critic(nn.Module):
             nn.Sequential(nn.Conv2d(colours, c, 4, 2, 1), LeakyReLU(0.2)) for c in counts[:stages][::-1]
         )
         self.blocks = nn.ModuleList(  # side halves, channels double
-            nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), layer_norm(norm, after), LeakyReLU(0.2))
+            nn.Sequential(nn.Conv2d(before, after, 4, 2, 1), *layer_norm(norm, after), LeakyReLU(0.2))
             for before, after in zip(counts, counts[1:], strict=False)
         )
         self.score = nn.Conv2d(counts[-1], 1, 4, 1, 0)  # (N, 1, 1, 1)
@@ -301,28 +301,39 @@ class Critic(nn.Module):
             h = block(h)
             if k == 0 and alpha < 1:  # what the stage before would have seen of the picture at half the size
                 h = torch.lerp(self.from_picture[stage - 1](F.avg_pool2d(images, 2)), h, alpha)
-        return self.score(h)[:, 0, 0, 0]
+        return in_fp32(self.score, h)[:, 0, 0, 0]
 
 
 def layer_norm(norm, channels):
-    """One group of all channels: normalised over all values of an image, scaled by channel, as the authors do."""
-    return nn.GroupNorm(1, channels) if norm == "layer" else nn.Identity()
+    """[] or [one group of all channels]: normalised over an image's values, scaled by channel (the authors' way)."""
+    return [nn.GroupNorm(1, channels)] if norm == "layer" else []
+
+
+def in_fp32(layer, h):
+    """Scores may drift far from 0, as only differences count; the 8 bits of bf16 would not hold those."""
+    with torch.autocast(h.device.type, enabled=False):
+        return layer(h.to(layer.weight.dtype))
 
 
 class Residual(nn.Module):
     """shortcut(x) + two 3x3 convolutions, each after norm and ReLU. resample: "up" doubles the side, "down" halves it.
 
     As in the authors' gan_64x64.py: up repeats pixels before the first convolution, down averages after the second.
+    norm: channels -> list of layers.
     """
 
     def __init__(self, before, after, norm, resample):
         super().__init__()
         middle = after if resample == "up" else before
-        up, down = nn.Upsample(scale_factor=2.0), nn.AvgPool2d(2)
-        layers = [norm(before), LeakyReLU(0.0), nn.Conv2d(before, middle, 3, 1, 1)]
-        layers += [norm(middle), LeakyReLU(0.0), nn.Conv2d(middle, after, 3, 1, 1)]
-        self.layers = nn.Sequential(*layers[:2], up, *layers[2:]) if resample == "up" else nn.Sequential(*layers, down)
-        self.shortcut = nn.Sequential(up if resample == "up" else down, nn.Conv2d(before, after, 1))
+        relu = nn.ReLU() if resample == "up" else LeakyReLU(0.0)  # "down" is in the critic
+        first = [*norm(before), relu, nn.Conv2d(before, middle, 3, 1, 1, bias=False)]
+        second = [*norm(middle), relu, nn.Conv2d(middle, after, 3, 1, 1)]
+        if resample == "up":
+            first.insert(-1, change := nn.Upsample(scale_factor=2.0))
+        else:
+            second.append(change := nn.AvgPool2d(2))
+        self.layers = nn.Sequential(*first, *second)
+        self.shortcut = nn.Sequential(change, nn.Conv2d(before, after, 1))
 
     def forward(self, x):
         return self.shortcut(x) + self.layers(x)
@@ -335,7 +346,8 @@ class ResNetGenerator(nn.Module):
         super().__init__()
         counts = [width * min(8, size // 2**k) for k in range(2, size.bit_length())]  # at 64: 8f 8f 4f 2f f
         layers = [nn.Linear(latent_dim, counts[0] * 16), nn.Unflatten(1, (counts[0], 4, 4))]
-        layers += [Residual(a, b, nn.BatchNorm2d, "up") for a, b in zip(counts, counts[1:], strict=False)]
+        pairs = zip(counts, counts[1:], strict=False)
+        layers += [Residual(before, after, lambda c: [nn.BatchNorm2d(c)], "up") for before, after in pairs]
         layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, colours, 3, 1, 1)]
         self.layers = nn.Sequential(*layers, nn.Tanh() if tanh else nn.Identity())
 
@@ -350,33 +362,45 @@ class ResNetCritic(nn.Module):
         super().__init__()
         counts = [width * min(8, size // 2**k) for k in range(2, size.bit_length())][::-1]  # at 64: f 2f 4f 8f 8f
         layers = [nn.Conv2d(colours, width, 3, 1, 1)]
-        layers += [Residual(a, b, partial(layer_norm, norm), "down") for a, b in zip(counts, counts[1:], strict=False)]
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(counts[-1] * 16, 1))
+        pairs = zip(counts, counts[1:], strict=False)
+        layers += [Residual(before, after, lambda c: layer_norm(norm, c), "down") for before, after in pairs]
+        self.layers, self.score = nn.Sequential(*layers, nn.Flatten()), nn.Linear(counts[-1] * 16, 1)
 
     def forward(self, images, stage=-1, alpha=1.0):
-        return self.layers(images)[:, 0]
+        return in_fp32(self.score, self.layers(images))[:, 0]
 
 
-def init_weights(module):
-    """Uniform weights of variance 2 / mean(fan in, fan out), which ReLU leaves at its scale; 1 / mean for a shortcut.
+def init_weights(network):
+    """Weights as the authors draw them; biases 0.
 
-    That is the authors' choice ("he_init"), here for both kinds of networks.
+    DCGAN's networks: N(0, 0.02). The residual ones: uniform, of variance 2 / mean(fan in, fan out) in 3x3 convolutions,
+    which come after ReLU, and half of it where there was none: linear layers, shortcuts, the critic's first.
     """
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-        is_shortcut = getattr(module, "kernel_size", None) == (1, 1)
-        nn.init.xavier_uniform_(module.weight, 1.0 if is_shortcut else 2**0.5)
+    first = network.layers[0] if isinstance(network, ResNetCritic) else None
+    for module in network.modules():
+        if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            continue
+        if isinstance(network, (Generator, Critic)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+        else:
+            after_relu = getattr(module, "kernel_size", None) == (3, 3) and module is not first
+            nn.init.xavier_uniform_(module.weight, 2**0.5 if after_relu else 1.0)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
 def build(args, colours):
-    """The two networks that the flags ask for."""
+    """The two networks that the flags ask for, with their first weights."""
+    shape, tanh = (args.size, colours), args.normalize == "tanh"
     if args.arch == "resnet":
-        generator = ResNetGenerator(args.size, colours, args.latent_dim, args.width, args.normalize == "tanh")
-        return generator, ResNetCritic(args.size, colours, args.width, args.critic_norm)
-    shape = (args.size, colours)
-    generator = Generator(*shape, args.latent_dim, args.width, args.stages, args.normalize == "tanh")
-    return generator, Critic(*shape, args.width, args.stages, args.critic_norm)
+        generator = ResNetGenerator(*shape, args.latent_dim, args.width, tanh)
+        critic = ResNetCritic(*shape, args.width, args.critic_norm)
+    else:
+        generator = Generator(*shape, args.latent_dim, args.width, args.stages, tanh)
+        critic = Critic(*shape, args.width, args.stages, args.critic_norm)
+    for network in generator, critic:
+        init_weights(network)
+    return generator, critic
 
 
 # ------------------------------------------------------------------------------------------------------ losses
@@ -429,11 +453,14 @@ def train_step(step, args, batches, generator, critic, opt_g, opt_c, average, sc
         real = (real - scale[0]) / scale[1]
         if shrink > 1:
             real = F.avg_pool2d(real, shrink)
+        if growth[1] < 1:  # real pictures gain detail as generated ones do (Karras et al.)
+            coarse = F.interpolate(F.avg_pool2d(real, 2), scale_factor=2.0, mode="nearest")
+            real = torch.lerp(coarse, real, growth[1])
         with autocast(), torch.no_grad():
             fake = generator(torch.randn(args.batch, args.latent_dim, device=device), *growth)
         real, fake = seen(real), seen(fake.float())
         with autocast():  # in one batch: without BatchNorm the two do not see each other
-            on_real, on_fake = critic(torch.cat([real, fake]), *growth).float().chunk(2)
+            on_real, on_fake = critic(torch.cat([real, fake]), *growth).chunk(2)
         wasserstein = on_real.mean() - on_fake.mean()
         penalty, norm = gradient_penalty(critic, real, fake, growth, autocast)
         loss_critic = args.penalty_weight * penalty - wasserstein
@@ -444,7 +471,7 @@ def train_step(step, args, batches, generator, critic, opt_g, opt_c, average, sc
     # The generator: minimise -E critic(fake). `inputs=` leaves the critic's own gradients out, which nobody needs here.
     with autocast():
         fake = generator(torch.randn(args.batch, args.latent_dim, device=device), *growth)
-        loss_g = -critic(seen(fake), *growth).float().mean()
+        loss_g = -critic(seen(fake.float()), *growth).mean()
     opt_g.zero_grad()
     loss_g.backward(inputs=list(generator.parameters()))
     opt_g.step()
@@ -501,16 +528,22 @@ def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"
 def main(args):
     if args.load:
         return use_generator(SCRIPT, args, generate, interpolate)
-    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES, updates="critic_steps")
-    args, device, colours = run.args, run.device, run.data.images.shape[1]
     if args.arch == "resnet" and args.stages > 1:
         raise InputError("--arch resnet does not grow: leave out --stages")
+    if (args.fade_steps or 0) > args.stage_steps:
+        raise InputError(f"--fade-steps {args.fade_steps} is longer than a stage (--stage-steps {args.stage_steps})")
+    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES, updates="critic_steps")
+    args, device, colours = run.args, run.device, run.data.images.shape[1]
     if args.size >> (args.stages - 1) < 8:
         raise InputError(f"--stages {args.stages} would begin below 8x8 pixels: {args.size}x{args.size} needs fewer")
+    if args.stages > 1:
+        ends = range(args.stage_steps, args.stages * args.stage_steps, args.stage_steps)
+        growth = ", ".join(f"{args.size >> (args.stages - 1 - k)} pixels to step {end}" for k, end in enumerate(ends))
+        print(f"grows: {growth}, then {args.size}" + ": this run ends before" * (run.total <= ends[-1]))
 
     # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
     torch.manual_seed(args.seed)
-    generator, critic = (network.apply(init_weights) for network in build(args, colours))
+    generator, critic = build(args, colours)
     if args.dry_run:
         describe(generator, torch.zeros(2, args.latent_dim))
         describe(critic, torch.zeros(2, colours, args.size, args.size))
@@ -523,7 +556,7 @@ def main(args):
         network.to(device, memory_format=torch.channels_last)
     moments = channel_moments(run.data.images) if args.normalize == "channel" else ([0.5] * colours, [0.5] * colours)
     mean, std = (torch.as_tensor(values).float()[:, None, None] for values in moments)
-    scale = torch.stack([2 * mean - 1, 2 * std]).to(device)  # of values in [-1, 1] instead of [0, 1]
+    scale = torch.stack([2 * mean - 1, 2 * std.clamp(min=1 / 255)]).to(device)  # of values in [-1, 1] instead of [0, 1]
 
     def adam(network, lr):
         # betas (0, 0.9): the paper's. Without momentum the critic follows a target that moves at every step

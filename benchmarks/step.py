@@ -85,7 +85,7 @@ def networks(args):
         return generator, dcgan.Discriminator(args.size, 3, args.width).apply(dcgan.init_weights)
     if args.script == "wgan_gp":
         chosen = wgan_gp.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"])
-        return [network.apply(wgan_gp.init_weights) for network in wgan_gp.build(chosen, 3)]
+        return wgan_gp.build(chosen, 3)
     if args.script == "vae_mlp":
         return (vae_mlp.VAE(args.size, 3, 16, args.width),)
     return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)

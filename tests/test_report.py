@@ -314,7 +314,7 @@ def test_extremes_of_a_model_that_still_grows(tmp_path, scored):
     test = datasets.load("shapes", SIZE, "test").images[datasets.shuffled(2000, 0)[:50]].double()
     expected = test.unfold(2, 2, 2).unfold(3, 2, 2).mean((-2, -1))  # (50, 3, 8, 8)
     assert scored["real"].dtype == torch.uint8 and (scored["real"] - expected).abs().max() <= 0.5
-    assert "resized to 8x8" in scored["words"]
+    assert "averaged down to 8x8" in scored["words"]
 
 
 def test_extremes_of_data_without_a_split(here, scored):

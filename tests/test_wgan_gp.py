@@ -1,6 +1,7 @@
 """wgan_gp.py: the penalty against closed forms, the step against algorithm 1 written plainly, growth, scale."""
 
 import argparse
+import copy
 import itertools
 import os
 
@@ -36,8 +37,8 @@ def test_the_networks_have_the_sizes_that_the_report_states():
 def test_the_residual_networks_count_as_the_authors_do():
     f, k = 64, 9
 
-    def residual(a, b, middle, norm):
-        return k * a * middle + middle + k * middle * b + b + a * b + b + norm * 2 * (a + middle)
+    def residual(a, b, middle, norm):  # the first convolution has no bias there
+        return k * a * middle + k * middle * b + b + a * b + b + norm * 2 * (a + middle)
 
     generator, critic = build(flags("--preset=paper"), 3)
     ups, downs = [8 * f, 8 * f, 4 * f, 2 * f, f], [f, 2 * f, 4 * f, 8 * f, 8 * f]
@@ -72,8 +73,7 @@ def test_the_critic_scores_each_picture_by_itself(arch, norm):
 
 def test_layer_norm_is_over_all_values_of_an_image():
     x = torch.randn(4, 6, 5, 5)
-    want = F.layer_norm(x, x.shape[1:])
-    torch.testing.assert_close(wgan_gp.layer_norm("layer", 6)(x), want)
+    torch.testing.assert_close(wgan_gp.layer_norm("layer", 6)[0](x), F.layer_norm(x, x.shape[1:]))
 
 
 # ------------------------------------------------------------------------------------------------------ penalty
@@ -200,31 +200,47 @@ def test_leaky_relu_is_that_of_torch_in_values_and_both_gradients():
 # --------------------------------------------------------------------------------------------------------- step
 
 
-def plain_step(step, args, batches, generator, critic, opt_g, opt_c, mean, std):
+def plain_step(step, args, batches, generator, critic, opt_g, opt_c, average, scale):
     """Algorithm 1 of the paper as it stands, with three passes of the critic and nothing left out."""
-    sigma = args.noise * (1 - step / args.noise_steps)
+    sigma = max(0, args.noise * (1 - step / args.noise_steps))
+    stage, alpha = growth = growth_at(step, args)
+    for group in opt_g.param_groups:
+        group["lr"] = args.lr_g or args.lr
+    for group in opt_c.param_groups:
+        group["lr"] = args.lr_d or args.lr
 
     def draw_fake():
-        return generator(torch.randn(args.batch, args.latent_dim))
+        return generator(torch.randn(args.batch, args.latent_dim), *growth)
+
+    def score(x):
+        return critic(x, *growth)
 
     for _ in range(args.critic_steps):
-        real = (next(batches)[0] - mean) / std
+        real = (next(batches)[0] - scale[0]) / scale[1]
+        side = args.size // 2 ** (args.stages - 1 - stage)
+        real = F.interpolate(real, (side, side), mode="area")
+        coarse = F.interpolate(F.interpolate(real, (side // 2, side // 2), mode="area"), (side, side))
+        real = (1 - alpha) * coarse + alpha * real
         fake = draw_fake().detach()
-        real = real + sigma * torch.randn_like(real)
-        fake = fake + sigma * torch.randn_like(fake)
-        loss = -(critic(real).mean() - critic(fake).mean())
+        if sigma:
+            real = real + sigma * torch.randn_like(real)
+            fake = fake + sigma * torch.randn_like(fake)
+        loss = -(score(real).mean() - score(fake).mean())
         epsilon = torch.rand(args.batch, 1, 1, 1)
         points = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
-        slopes = torch.autograd.grad(critic(points), points, torch.ones(args.batch), create_graph=True)[0]
+        slopes = torch.autograd.grad(score(points), points, torch.ones(args.batch), create_graph=True)[0]
         penalty = ((slopes.flatten(1).norm(dim=1) - 1) ** 2).mean()
         opt_c.zero_grad()
         (loss + args.penalty_weight * penalty).backward()
         opt_c.step()
     fake = draw_fake()
-    loss_g = -critic(fake + sigma * torch.randn_like(fake)).mean()
+    loss_g = -score(fake + sigma * torch.randn_like(fake) if sigma else fake).mean()
     opt_g.zero_grad()
     loss_g.backward()
     opt_g.step()
+    if average is not None:
+        for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
+            ours.data = args.ema * ours.data + (1 - args.ema) * theirs.data
     return (loss + args.penalty_weight * penalty).item(), loss_g.item()
 
 
@@ -234,18 +250,27 @@ def parts(args, fused=True):
     images = images._replace(images=images.images[:64], labels=None)
     torch.manual_seed(0)
     # channels_last in both: the noise is drawn in the order of the memory
-    networks = [n.apply(wgan_gp.init_weights).to(memory_format=torch.channels_last) for n in build(args, 3)]
+    networks = [network.to(memory_format=torch.channels_last) for network in build(args, 3)]
     optimisers = [torch.optim.Adam(n.parameters(), args.lr, betas=(0.0, 0.9), fused=fused) for n in networks]
     return datasets.Batches(images, args.batch, torch.device("cpu")), *networks, *optimisers
 
 
-@pytest.mark.parametrize("arch", ["dcgan", "resnet"])
-def test_train_step_is_algorithm_1(arch):
-    args = flags(
-        "--size=16", "--width=4", "--batch=8", "--critic-steps=2", "--noise=0.1", "--latent-dim=8", f"--arch={arch}"
-    )
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--arch dcgan --critic-steps 2 --noise 0.1 --lr-g 2e-4",
+        "--arch resnet --critic-steps 2 --noise 0.1 --noise-steps 1 --lr-d 2e-4",
+        "--stages 2 --stage-steps 1 --ema 0.5",  # the second step is the first of the second stage
+        "--stages 2 --stage-steps 1 --fade-steps 1 --ema 0.5",
+        "--stages 2 --stage-steps 8",  # in the first stage
+    ],
+)
+@pytest.mark.parametrize("start", [0, 9])
+def test_train_step_is_algorithm_1(words, start):
+    args = flags("--size=16", "--width=4", "--batch=8", "--latent-dim=8", *words.split())
     scale = torch.stack([torch.tensor([0.1, 0.0, -0.2]), torch.tensor([0.5, 0.6, 0.7])])[:, :, None, None]
     ours, plain = parts(args), parts(args, fused=False)
+    averages = [copy.deepcopy(side[1]) if args.ema else None for side in (ours, plain)]
     for module in plain[2].modules():  # torch's own layer in place of ours
         for name, child in list(module.named_children()):
             if isinstance(child, LeakyReLU):
@@ -255,20 +280,42 @@ def test_train_step_is_algorithm_1(arch):
         return torch.autocast("cpu", torch.bfloat16, enabled=False)
 
     torch.manual_seed(1)
-    for step in range(2):
-        found = wgan_gp.train_step(step, args, *ours, None, scale, autocast)
+    for step in start, start + 1:
+        found = wgan_gp.train_step(step, args, *ours, averages[0], scale, autocast)
         assert found.shape == (len(wgan_gp.LOSSES),) and not found.requires_grad
     torch.manual_seed(1)
-    for step in range(2):
-        losses = plain_step(step, args, *plain, *scale)
+    for step in start, start + 1:
+        losses = plain_step(step, args, *plain, averages[1], scale)
     assert found[:2].tolist() == pytest.approx(losses, rel=1e-3, abs=1e-4)
-    assert found[0].item() == pytest.approx((10 * found[3] - found[2]).item(), rel=1e-4)
+    assert found[0].item() == pytest.approx((10 * found[3] - found[2]).item(), rel=1e-4, abs=1e-6)
     for network, other, optimiser in zip(ours[1:3], plain[1:3], plain[3:5], strict=True):
         for (name, a), b in zip(network.named_parameters(), other.parameters(), strict=True):
             # Adam divides by the size of a gradient: where that is 0 but for rounding, as for a bias before BatchNorm,
             # rounding decides the sign of a whole step
-            if optimiser.state[b]["exp_avg_sq"].max() > 1e-10:
+            state = optimiser.state.get(b)
+            if state is None or state["exp_avg_sq"].max() > 1e-10:
                 assert ((a - b).abs() > 1e-5).float().mean() < 0.01, name
+    if args.ema:
+        for a, b in zip(averages[0].parameters(), averages[1].parameters(), strict=True):
+            assert ((a - b).abs() > 1e-5).float().mean() < 0.01
+
+
+def test_presets_are_the_reports():
+    """REPORTS' table, and the values that are the paper's."""
+    table = {  # z, f, critic steps, normalisation, stages, noise
+        "large-gan": (256, 256, 1, "channel", 1, 0.1),
+        "small-gan": (100, 64, 1, "tanh", 1, 0.1),
+        "no-noise-gan": (100, 64, 1, "tanh", 1, 0.0),
+        "multistep-critic": (100, 64, 3, "tanh", 1, 0.1),
+        "fade-in-gan": (100, 64, 1, "tanh", 3, 0.02),
+        "paper": (128, 64, 5, "tanh", 1, 0.0),
+    }
+    assert set(table) | {"shapes"} == set(wgan_gp.PRESETS)
+    for name, want in table.items():
+        args = flags(f"--preset={name}")
+        found = (args.latent_dim, args.width, args.critic_steps, args.normalize, args.stages, args.noise)
+        assert found == want and (args.lr, args.batch, args.penalty_weight, args.size) == (1e-4, 64, 10, 64)
+        assert (args.arch, args.critic_norm) == (("resnet", "layer") if name == "paper" else ("dcgan", "none"))
 
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
@@ -278,7 +325,6 @@ def test_bf16_gradients_are_those_of_fp32_to_its_precision(norm):
     for enabled in False, True:
         torch.manual_seed(0)
         _, critic = build(args, 3)
-        critic.apply(wgan_gp.init_weights)
         real, fake = torch.rand(2, 16, 3, 16, 16) * 2 - 1
         torch.manual_seed(1)
 
@@ -296,6 +342,8 @@ def test_bf16_gradients_are_those_of_fp32_to_its_precision(norm):
 
 
 def test_growth_at():
+    args = argparse.Namespace(stages=3, stage_steps=8, fade_steps=None)  # half of a stage
+    assert [growth_at(step, args) for step in (7, 8, 10, 11)] == [(0, 1), (1, 0.25), (1, 0.75), (1, 1)]
     args = argparse.Namespace(stages=3, stage_steps=10, fade_steps=4)
     found = [growth_at(step, args) for step in (0, 9, 10, 11, 13, 14, 19, 20, 23, 24, 1000)]
     assert found == [(0, 1), (0, 1), (1, 0.25), (1, 0.5), (1, 1), (1, 1), (1, 1), (2, 0.25), (2, 1), (2, 1), (2, 1)]
@@ -338,11 +386,16 @@ def test_the_last_stage_is_the_network_without_growth():
     torch.testing.assert_close(grown(x, 2, 1.0), plain(x))
 
 
-def test_weights_have_the_variance_they_should():
+def test_first_weights():
     torch.manual_seed(0)
-    layer = nn.Conv2d(64, 128, 3).apply(wgan_gp.init_weights)
-    assert layer.weight.std().item() == pytest.approx((4 / ((64 + 128) * 9)) ** 0.5, rel=0.02)
-    assert layer.bias.abs().max() == 0
+    for network in build(flags("--width=16", "--size=64"), 3):
+        assert all(p.std().item() == pytest.approx(0.02, rel=0.1) for p in network.parameters() if p.dim() > 1)
+    generator, critic = build(flags("--preset=paper", "--width=16"), 3)
+    assert generator.layers[0].weight.std().item() == pytest.approx((2 / (128 + 128 * 16)) ** 0.5, rel=0.05)
+    assert critic.layers[0].weight.std().item() == pytest.approx((2 / ((3 + 16) * 9)) ** 0.5, rel=0.1)
+    block = critic.layers[2]  # 32 -> 64 channels
+    for layer, variance in (block.layers[-2], 4 / ((32 + 64) * 9)), (block.shortcut[1], 2 / (32 + 64)):
+        assert layer.weight.std().item() == pytest.approx(variance**0.5, rel=0.05) and layer.bias.abs().max() == 0
 
 
 @pytest.fixture
@@ -351,7 +404,8 @@ def growing(here, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     np.savez(here / "tiny.npz", images=images)
     monkeypatch.setattr(report, "report", lambda run_directory: [])
-    words = "--data tiny.npz --size 32 --width 2 --batch 8 --device cpu --stages 3 --stage-steps 4 --fade-steps 2"
+    words = "--data tiny.npz --size 32 --width 2 --batch 8 --device cpu --stages 3 --stage-steps 4 --fade-steps 2 "
+    words += "--ema 0.9 --noise 0.1 --noise-steps 9"
 
     def train(steps, *more):
         start = ["--resume", "r"] if (here / "r").exists() else [*words.split(), "--out", "r"]
@@ -363,7 +417,7 @@ def growing(here, monkeypatch):
 
 def test_every_stage_has_its_side_and_its_metrics(growing, monkeypatch):
     """Pictures, checkpoints and metrics in each stage; the FID of one stage does not stand in the next one's way."""
-    sides, scores = [], iter([1.0, 5.0, 6.0, 4.0, 9.0])
+    sides, scores = [], iter([1.0, 5.0, 6.0, 7.0])
     monkeypatch.setattr(metrics, "evaluate", lambda real, fake, **_: sides.append((real.shape[-1], fake.shape[-1])))
     monkeypatch.setattr(metrics, "scores", lambda _: {"fid_768": next(scores)})
     best = []
@@ -386,9 +440,11 @@ def test_resume_is_exact_wherever_the_network_grows(growing):
     os.rename("r", "pieces")
     growing(11)
     ours, theirs = datasets.read_checkpoint("pieces"), datasets.read_checkpoint("r")
-    for name in "generator", "critic":
+    assert torch.equal(ours["rng"]["cpu"], theirs["rng"]["cpu"]) and ours["drawn"] == theirs["drawn"]
+    for name in "generator", "critic", "ema":
         for key, value in ours["networks"][name].items():
             assert torch.equal(value, theirs["networks"][name][key]), key
+    for name in "generator", "critic":
         states = [checkpoint["optimisers"][name]["state"] for checkpoint in (ours, theirs)]
         assert states[0].keys() == states[1].keys()
         for index, state in states[0].items():
@@ -400,6 +456,7 @@ def test_resume_is_exact_wherever_the_network_grows(growing):
     [
         ("--arch resnet --stages 2", "does not grow"),
         ("--size 16 --stages 3", "below 8x8"),
+        ("--stages 2 --stage-steps 10 --fade-steps 11", "is longer than a stage"),
         ("--penalty-weight -1", "is not a number of at least 0"),
         ("--critic-steps 0", "is not a whole number of at least 1"),
         ("--normalize batch", "invalid choice"),
@@ -452,5 +509,5 @@ def test_the_command_of_the_readme_without_the_data(here, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         datasets.run_program("wgan_gp.py", wgan_gp.main, args)
     lines = capsys.readouterr().err.strip().splitlines()
-    assert stop.value.code == 2 and "data/downloads" in lines[-1] and "food-101.tar.gz" in lines[-1]
+    assert stop.value.code == 2 and len(lines) == 1 and "data/downloads" in lines[0] and "food-101.tar.gz" in lines[0]
     assert not os.path.exists("runs")
