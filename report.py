@@ -446,8 +446,10 @@ def draw_extremes(folder, args):
 
     The score of a picture is its mean MS-SSIM with 50 random real images, the same for all: 1 for identical ones.
     """
-    if (metrics := datasets.beside("metrics")) is None:
-        raise InputError("it needs our metrics.py beside report.py")
+    try:
+        metrics = importlib.import_module("metrics")
+    except ModuleNotFoundError:
+        raise InputError("it needs our metrics.py beside report.py") from None
     checkpoint, model, words = open_model(folder)
     real, real_words = real_images(args)
     seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics

@@ -213,7 +213,7 @@ def test_histograms_of_odd_weights(tmp_path):
     run = datasets.Run.__new__(datasets.Run)  # nothing but what draw() needs
     run.networks, run.step, run.device = {"net": torch.nn.ModuleList()}, 3, torch.device("cpu")
     run.sample = lambda: None
-    run.weights = datasets.Log(tmp_path / "weights.csv", ["step", "network", "layer", "low", "high", "counts"], 0)
+    run.histograms = datasets.Log(tmp_path / "weights.csv", ["step", "network", "layer", "low", "high", "counts"], 0)
     run.draw()  # a network without weights
     for value in (0.5, math.nan, math.inf):
         run.networks["net"].append(torch.nn.Linear(4, 3))
