@@ -49,7 +49,7 @@ FOOD = dict(
 PROTOCOL = "R3: up to 2,000,000 steps on 98,937 images of Food-101; against 2,020 held-out ones; KID times 1,000 here"
 PRESETS = {
     "shapes": dict(  # what `python wgan_gp.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=24, batch=32, steps=1500, lr=5e-4, critic_steps=2, ema=0.99, sample_every=100,
+        data="shapes", size=32, width=24, batch=32, steps=1000, lr=1e-3, critic_steps=3, ema=0.99, sample_every=100,
         save_every=500,
     ),
     "large-gan": dict(  # R3a
