@@ -308,7 +308,7 @@ def test_train_step_is_the_textbook_loop(name, changes):
 
 
 def test_the_average_outlives_a_spike_of_batchnorms_statistics():
-    """A variance that was huge for a moment, as in the first steps of a run, leaves no trace in the averaged network."""
+    """A variance that was huge for a moment, as in a run's first steps, leaves no trace in the averaged network."""
     ours = setting("cvae", ema=0.99)
     model, average = ours[2], ours[4]
     with torch.no_grad():
