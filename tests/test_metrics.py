@@ -540,15 +540,14 @@ def test_command_line(two_sets, small_weights, capsys):
 def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, monkeypatch):
     model = types.ModuleType("dcgan")
     model.generate = lambda checkpoint, n, seed, device: images(n, 16, seed=seed + 5)
-    model.weights_used = lambda checkpoint: "plain weights, step 7"
     monkeypatch.setitem(sys.modules, "dcgan", model)
     folder = tmp_path / "run"
     folder.mkdir()
-    torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16}, "step": 7}, folder / "last.pt")
+    torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16, "ema": 0.0}, "step": 7}, folder / "last.pt")
     options = ["--eval-images", 6, "--dims", 64, "--weights", small_weights]
     for fake in folder, folder / "last.pt":
         run(two_sets[0], fake, *options)
-        assert "6 images by dcgan, plain weights, step 7" in capsys.readouterr().out
+        assert "6 images by dcgan, plain weights at step 7" in capsys.readouterr().out
     run(folder, folder, *options, "--json")  # two different samples of the same model
     assert json.loads(capsys.readouterr().out)["values"][0]["value"] > 0
     with pytest.raises(InputError, match="disagree"):
