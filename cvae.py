@@ -199,7 +199,8 @@ from torch import nn
 
 try:
     from datasets import InputError, Run, above, checkpoint_of, describe, from_uint8, grid, latents, measured_on
-    from datasets import pick_device, run_program, save_picture, shuffled, to_uint8, weights_used, write_pictures  # isort: skip
+    from datasets import pick_device, run_program, save_picture, shuffled, to_uint8, update_average  # isort: skip
+    from datasets import weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -313,13 +314,8 @@ def train_step(step, args, batches, cvae, optimiser, average, autocast):
     (found[0] + weight * found[1]).mean().backward()
     optimiser.step()
 
-    if average is not None:  # average = ema * average + (1 - ema) * weights
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(cvae.parameters()), 1 - args.ema)
-            # BatchNorm's statistics are copied: variances of the first steps can be thousands of times those of later
-            # ones, and would weigh in an average for as long.
-            for ours, theirs in zip(average.buffers(), cvae.buffers(), strict=True):
-                ours.copy_(theirs)
+    if average is not None:
+        update_average(average, cvae, args.ema)
     return found.detach().mean(1)
 
 

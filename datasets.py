@@ -1288,6 +1288,18 @@ def weights_used(checkpoint):
     return (f"averaged weights (EMA {ema})" if ema else "plain weights") + f" at step {checkpoint['step']}"
 
 
+@torch.no_grad()
+def update_average(average, network, decay):
+    """--ema: average = decay * average + (1 - decay) * network, of the parameters, in place.
+
+    BatchNorm's statistics are copied: variances of the first steps can be thousands of times those of later ones, and
+    would weigh in an average for as long. Nothing here waits for the device.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
 def describe(network, *inputs):
     """--dry-run: the parameter count of a network, and the shape after every layer as these inputs run through it."""
     count, hooks = sum(p.numel() for p in network.parameters()), []

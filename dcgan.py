@@ -172,7 +172,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, describe, grid, latents, run_program, save_picture, to_uint8, use_generator, walks
+    from datasets import Run, describe, grid, latents, run_program, save_picture, to_uint8, update_average
+    from datasets import use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"dcgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -291,11 +292,8 @@ def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, aver
         g_loss.backward(inputs=list(generator.parameters()))
         opt_g.step()
 
-    if average is not None:  # average = ema * average + (1 - ema) * generator; BatchNorm's statistics are copied
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - args.ema)
-            for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
-                ours.copy_(theirs)
+    if average is not None:
+        update_average(average, generator, args.ema)
     return torch.stack([d_real.detach(), d_fake.detach(), g_loss.detach()])
 
 

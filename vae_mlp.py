@@ -181,7 +181,7 @@ from torch import nn
 try:
     from datasets import InputError, Run, above, beside, checkpoint_of, describe, from_uint8, grid, latents
     from datasets import load_parts, measured_on, pick_device, run_program, save_picture, shuffled, to_uint8  # isort: skip
-    from datasets import weights_used, write_pictures  # isort: skip
+    from datasets import update_average, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -309,9 +309,8 @@ def train_step(step, args, batches, vae, optimiser, average, autocast):
     (found[0] + weight * found[1]).mean().backward()
     optimiser.step()
 
-    if average is not None:  # average = ema * average + (1 - ema) * weights
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(vae.parameters()), 1 - args.ema)
+    if average is not None:
+        update_average(average, vae, args.ema)
     return found.detach().mean(1)
 
 

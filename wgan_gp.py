@@ -205,7 +205,7 @@ from torch import nn
 
 try:
     from datasets import InputError, Run, channel_moments, describe, grid, latents, run_program, save_picture
-    from datasets import to_uint8, use_generator, walks  # isort: skip
+    from datasets import to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"wgan_gp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -477,11 +477,8 @@ def train_step(step, args, batches, generator, critic, opt_g, opt_c, average, sc
     loss_g.backward(inputs=list(generator.parameters()))
     opt_g.step()
 
-    if average is not None:  # average = ema * average + (1 - ema) * generator; BatchNorm's statistics are copied
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(generator.parameters()), 1 - args.ema)
-            for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
-                ours.copy_(theirs)
+    if average is not None:
+        update_average(average, generator, args.ema)
     return torch.stack([loss_critic, loss_g, wasserstein, penalty, norm]).detach()
 
 
