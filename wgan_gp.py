@@ -390,15 +390,21 @@ def init_weights(network):
             nn.init.zeros_(module.bias)
 
 
-def build(args, colours):
-    """The two networks that the flags ask for, with their first weights."""
-    shape, tanh = (args.size, colours), args.normalize == "tanh"
+def make_generator(args, colours):
+    """The generator that the flags ask for."""
+    tanh = args.normalize == "tanh"
     if args.arch == "resnet":
-        generator = ResNetGenerator(*shape, args.latent_dim, args.width, tanh)
-        critic = ResNetCritic(*shape, args.width, args.critic_norm)
+        return ResNetGenerator(args.size, colours, args.latent_dim, args.width, tanh)
+    return Generator(args.size, colours, args.latent_dim, args.width, args.stages, tanh)
+
+
+def build(args, colours):
+    """Both networks that the flags ask for, with their first weights."""
+    generator = make_generator(args, colours)
+    if args.arch == "resnet":
+        critic = ResNetCritic(args.size, colours, args.width, args.critic_norm)
     else:
-        generator = Generator(*shape, args.latent_dim, args.width, args.stages, tanh)
-        critic = Critic(*shape, args.width, args.stages, args.critic_norm)
+        critic = Critic(args.size, colours, args.width, args.stages, args.critic_norm)
     for network in generator, critic:
         init_weights(network)
     return generator, critic
@@ -494,7 +500,7 @@ def load_generator(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained generator in eval mode (BatchNorm uses its running statistics, so that a picture
     depends on its own latent only), the stage and alpha it was last trained with, and its scale."""
     args = argparse.Namespace(**checkpoint["flags"])
-    generator, _ = build(args, checkpoint["data"]["channels"])
+    generator = make_generator(args, checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
     generator.to(device, memory_format=torch.channels_last).eval()
     return generator, growth_at(max(checkpoint["step"] - 1, 0), args), checkpoint["scale"].to(device)
