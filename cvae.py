@@ -34,7 +34,7 @@ both terms are nats per picture, summed over its D values and over the latents, 
     R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
          the same on values in [0, 1], as MNIST is usually read  times 4 D/2: 0.0005 D = 0.392 at D = 28x28
 
-    python cvae.py                                               # built-in shapes: two or three minutes on two cores
+    python cvae.py                                               # built-in shapes: about two minutes on two cores
     python cvae.py --data photos/ --size 64 --epochs 80          # your own pictures: sub-folders are the classes
     python cvae.py --load runs/cvae-shapes-1 --generate 64 --class star --to stars.png
 
