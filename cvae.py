@@ -198,9 +198,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, above, checkpoint_of, describe, from_uint8, grid, latents, measured_on
-    from datasets import pick_device, run_program, save_picture, shuffled, to_uint8, update_average  # isort: skip
-    from datasets import weights_used, write_pictures  # isort: skip
+    from datasets import Run, above, describe, from_uint8, grid, latents, measured_on, one_hot, random_labels
+    from datasets import run_program, save_picture, shuffled, to_uint8, update_average, use_generator  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -247,11 +246,6 @@ class CVAE(nn.Module):
         reaches mu and sigma (the reparameterisation trick). eps: standard normal noise (N, latent_dim)."""
         mu, logvar = self.encode(x, y)
         return self.decode(mu + torch.exp(0.5 * logvar) * eps, y), mu, logvar
-
-
-def one_hot(labels, classes):
-    """int64 (N,) -> float32 (N, classes), 1 at the label and 0 elsewhere."""
-    return F.one_hot(labels, classes).float()
 
 
 # ------------------------------------------------------------------------------------------------------ losses
@@ -347,13 +341,6 @@ def encode(cvae, images, y):
     return torch.cat([cvae.encode(from_uint8(x.to(device)), part.to(device))[0].cpu() for x, part in parts])
 
 
-def random_labels(counts, n, seed):
-    """n classes, int64 (n,), each as likely as it is frequent in the data: so that samples compare with the data."""
-    up_to = torch.tensor(counts).cumsum(0).double() / sum(counts)
-    generator = torch.Generator().manual_seed(seed + 2**41)  # not that of the latents, or the two would depend
-    return torch.searchsorted(up_to, torch.rand(n, generator=generator).double(), right=True)
-
-
 def generate(checkpoint, n, seed=0, device="cpu", label=None):
     """n pictures of random z ~ N(0, I), uint8 (n, colours, size, size), the same for the same seed.
 
@@ -409,35 +396,14 @@ def measure(cvae, images, labels, args):
     return torch.cat(parts, dim=1).mean(1).tolist()
 
 
-def last_values(cvae, run, metrics, fake):
-    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images.
-
-    fake: what `generate` made of the classes random_labels(counts, len(fake), seed + 2).
-    """
+def last_values(cvae, run, metrics):
+    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images."""
     args, (pool, words) = run.args, measured_on(run.data, run.held_out)
     rows = shuffled(len(pool.images), 1)[: args.eval_images]
     images, labels = pool.images[rows], pool.labels[rows]
     words = f"{len(images)} {words} images of {pool.name}"
     mu = encode(cvae, images, one_hot(labels, len(pool.classes)))
-    values = metrics.autoencoder(measure(cvae, images, labels, args), mu, args.likelihood, words)
-    asked = random_labels(run.about["counts"], len(fake), args.seed + 2)
-    return [*values, metrics.class_accuracy(run.data, run.held_out, fake, asked, run.device)]
-
-
-def use_checkpoint(args):
-    """--load with --generate or --interpolate."""
-    checkpoint = checkpoint_of(SCRIPT, args.load)
-    device, _ = pick_device(args.device)
-    print(f"{SCRIPT}, {weights_used(checkpoint)}")
-    if args.interpolate:
-        walks = interpolate(checkpoint, 8, args.interpolate, seed=args.seed, device=device)
-        return write_pictures(walks, args.to or "interpolation.png", columns=args.interpolate)
-    classes, label = checkpoint["data"]["classes"], None
-    if (asked := getattr(args, "class")) is not None:
-        if asked not in classes:
-            raise InputError(f"no class '{asked}': this model knows {', '.join(classes)}")
-        label = classes.index(asked)
-    write_pictures(generate(checkpoint, args.generate, args.seed, device, label), args.to or "generated.png")
+    return metrics.autoencoder(measure(cvae, images, labels, args), mu, args.likelihood, words)
 
 
 # -------------------------------------------------------------------------------------------------------- main
@@ -445,11 +411,9 @@ def use_checkpoint(args):
 
 def main(args):
     if args.load:
-        return use_checkpoint(args)
+        return use_generator(SCRIPT, args, generate, interpolate)
     run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES)
     args, data = run.args, run.data
-    if data.labels is None:
-        raise InputError(f"'{args.data}' has no labels, which a conditional model needs: one sub-folder for each class")
     classes = len(data.classes)
 
     # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
@@ -507,7 +471,7 @@ def main(args):
     with run.opened(networks, {"cvae": optimiser}, sample, fakes, columns, test if columns else None, extra):
         for step in run.steps():
             run.record(train_step(step, args, run.batches, cvae, optimiser, average, run.autocast))
-    run.finish(generate, lambda metrics, fake: last_values(shown.eval(), run, metrics, fake))
+    run.finish(generate, lambda metrics: last_values(shown.eval(), run, metrics))
 
 
 if __name__ == "__main__":

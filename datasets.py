@@ -283,9 +283,9 @@ class Batches:
             raise InputError(f"'{data.name}' has {len(data.images)} images: --batch must not be larger than that")
         if balance and data.labels is None:
             raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
-        self.classes = []  # the rows of each class, to balance
+        self.classes, self.pools = data.classes, []  # their names; to balance, the rows of each
         if balance:
-            self.classes = [(data.labels == c).nonzero()[:, 0] for c in data.labels.unique()]
+            self.pools = [(data.labels == c).nonzero()[:, 0] for c in data.labels.unique()]
         self.device, self.batch, self.seed, self.drawn = torch.device(device), batch, seed, 0
         self.per_epoch = len(data.images) // batch
         if stream is None:
@@ -308,10 +308,10 @@ class Batches:
         if self.order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self.images), generator=generator)
-            if self.classes:  # place k of the epoch belongs to class k % classes, in a random order of the places
-                share = math.ceil(len(order) / len(self.classes))
+            if self.pools:  # place k of the epoch belongs to class k % classes, in a random order of the places
+                share = math.ceil(len(order) / len(self.pools))
                 drawn = [rows[torch.cat([torch.randperm(len(rows), generator=generator)
-                         for _ in range(math.ceil(share / len(rows)))])[:share]] for rows in self.classes]  # fmt: skip
+                         for _ in range(math.ceil(share / len(rows)))])[:share]] for rows in self.pools]  # fmt: skip
                 order = torch.stack(drawn, dim=1).flatten()[order]
             self.order = (epoch, order, order.to(self.device))
         here = slice(place * self.batch, (place + 1) * self.batch)
@@ -380,6 +380,18 @@ def walks(rows, frames, latent_dim, kind, seed):
     a, b = torch.randn(2, rows, latent_dim, generator=torch.Generator().manual_seed(seed))
     between = slerp if kind == "spherical" and latent_dim > 1 else torch.lerp  # a line has no arcs
     return torch.stack([between(a, b, i / (frames - 1)) for i in range(frames)], dim=1).flatten(0, 1)
+
+
+def one_hot(labels, classes):
+    """int64 (N,) -> float32 (N, classes), 1 at the label and 0 elsewhere."""
+    return torch.nn.functional.one_hot(labels, classes).float()
+
+
+def random_labels(counts, n, seed):
+    """n classes, int64 (n,), each as likely as it is frequent in the data: so that samples compare with the data."""
+    up_to = torch.tensor(counts).cumsum(0).double() / sum(counts)
+    generator = torch.Generator().manual_seed(seed + 2**41)  # not that of the latents, or the two would depend
+    return torch.searchsorted(up_to, torch.rand(n, generator=generator).double(), right=True)
 
 
 def to_uint8(images):
@@ -983,10 +995,12 @@ class Run:
     """
 
     def __init__(self, script, args, flags, presets, losses, updates=None):
-        """losses: the columns of what train_step returns. updates: the flag that says how many batches a step draws."""
-        self.script, self.losses, self.checkpoint, self.path = script, losses, None, None
+        """losses: the columns of what train_step returns, or a function of args that returns them.
+        updates: the flag that says how many batches a step draws."""
+        self.script, self.checkpoint, self.path = script, None, None
         if args.resume is not None:
             self.path, self.checkpoint, args = resumed(script, flags, args)
+        self.losses = losses(args) if callable(losses) else losses
         self.args, self.preset = args, presets.get(args.preset, {})
         self.flags = {k: v for k, v in vars(args).items() if k in flags and k != "resume"}
         self.device, self.precision = pick_device(args.device, args.precision)
@@ -994,6 +1008,10 @@ class Run:
             torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
         self.flags["size"] = args.size = args.size or default_size(args.data)
         self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
+        if "class" in flags and self.data.labels is None:
+            raise InputError(
+                f"'{args.data}' has no labels, which a conditional model needs: one sub-folder for each class"
+            )
         if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
             raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
         balance = getattr(args, "balance", False)
@@ -1234,8 +1252,9 @@ class Run:
     def finish(self, generate, more=None):
         """After the last step: plots and, for a report's preset, its metrics; kept in metrics.json.
 
-        generate: the script's own. more(metrics, fake): what this script measures besides, in the form of
-        metrics.evaluate; fake: the generated images.
+        generate: the script's own. more(metrics): what this script measures besides, in the form of
+        metrics.evaluate. A conditional model (one with --class) is also asked whether it
+        obeys the class.
         """
         args, report, checkpoint = self.args, self.preset.get("report"), self.snapshot()
         if (pictures := beside("report")) is not None:
@@ -1249,7 +1268,12 @@ class Run:
                 real_words=self.words,
                 fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
             )  # fmt: skip
-            values += more(metrics, fake) if more else []
+            values += more(metrics) if more else []
+            if "class" in self.flags:
+                count, seed, counts = metrics.as_many_as(self.data), args.seed + 3, self.about["counts"]
+                fake, asked = generate(checkpoint, count, seed, self.device), random_labels(counts, count, seed)
+                settings = {"dims": args.dims, "weights": args.weights, "device": self.device}
+                values += metrics.conditional(self.data, self.held_out, fake, asked, **settings)
             result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
             write_text(self.path / "metrics.json", json.dumps(result, indent=1))
             others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}
@@ -1304,11 +1328,12 @@ def describe(network, *inputs):
     """--dry-run: the parameter count of a network, and the shape after every layer as these inputs run through it."""
     count, hooks = sum(p.numel() for p in network.parameters()), []
     print(f"{type(network).__name__}: {count:,} parameters\n  {'input':22s} {tuple(inputs[0].shape[1:])}")
-    for layer in network.modules():
-        if not list(layer.children()):
+    for name, layer in network.named_modules():
+        # the innermost layers; what spectral normalisation hangs into one is no layer
+        if "parametrizations" not in name and not {name for name, _ in layer.named_children()} - {"parametrizations"}:
 
             def show(layer, _, output):
-                print(f"  {type(layer).__name__:22s} {tuple(output.shape[1:])}")
+                print(f"  {type(layer).__name__.removeprefix('Parametrized'):22s} {tuple(output.shape[1:])}")
 
             hooks.append(layer.register_forward_hook(show))
     with torch.no_grad():
@@ -1318,14 +1343,23 @@ def describe(network, *inputs):
 
 
 def use_generator(script, args, generate, interpolate):
-    """A GAN's --load with --generate or --interpolate: a grid in one file, or a folder of PNGs."""
-    checkpoint = checkpoint_of(script, args.load)
+    """--load with --generate or --interpolate, of the script's own: a grid in one file, or a folder of PNGs.
+
+    --class goes to the two functions as label, the number of the class.
+    """
+    checkpoint, asked, more = checkpoint_of(script, args.load), getattr(args, "class", None), {}
+    if asked is not None:
+        classes = checkpoint["data"]["classes"]
+        if asked not in classes:
+            raise InputError(f"no class '{asked}': this model knows {', '.join(classes)}")
+        more["label"] = classes.index(asked)
     device, _ = pick_device(args.device)
     print(f"{script}, {weights_used(checkpoint)}")
     if args.generate:
-        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
+        write_pictures(generate(checkpoint, args.generate, args.seed, device, **more), args.to or "generated.png")
     else:
-        images = interpolate(checkpoint, 8, args.interpolate, args.interpolation, args.seed, device)
+        kind = getattr(args, "interpolation", "linear")
+        images = interpolate(checkpoint, 8, args.interpolate, kind, args.seed, device, **more)
         write_pictures(images, args.to or "interpolation.png", columns=args.interpolate)
 
 

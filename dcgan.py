@@ -15,6 +15,9 @@ real. The discriminator learns to tell real from generated, the generator learns
       |                                                | Conv 4x4
     (3, 64, 64)   tanh                               logit (1)          f = --width
 
+--arch resnet18 is another pair: torchvision's ResNet-18 as the discriminator (He et al. 2016, 1512.03385), and a
+generator of transposed convolutions that ends in average pooling and a linear layer.
+
 Radford, Metz, Chintala: Unsupervised Representation Learning with Deep Convolutional GANs, 2015 (arXiv 1511.06434);
 the game is from Goodfellow et al.: Generative Adversarial Nets, 2014 (arXiv 1406.2661).
 
@@ -22,7 +25,8 @@ the game is from Goodfellow et al.: Generative Adversarial Nets, 2014 (arXiv 140
     python dcgan.py --data photos/ --size 64 --epochs 100        # your own pictures: a folder, a zip, an .npz
     python dcgan.py --load runs/dcgan-shapes-1 --generate 64 --to grid.png
 
-Report rows (the README has the numbers): --preset cats is R2a, --preset cats-100k is R1a, --preset food-noise is R3f.
+Report rows (the README has the numbers): --preset cats is R2a, --preset cats-100k is R1a, --preset food-noise is R3f,
+--preset cifar10-resnet is R4a.
 Time: the work is 2.5 GFLOP an image at width 64; 50 epochs of 23,000 cats are 7 hours on two older CPU cores.
 
 If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
@@ -53,6 +57,13 @@ PRESETS = {
         data="food64", size=64, width=64, latent_dim=100, batch=64, steps=200_000, lr=2e-4, noise=0.1,
         noise_steps=100_000, sample_every=2000, save_every=5000,
         report={"protocol": "R3: plain GAN with decaying noise, abandoned for its cost; no number"},
+    ),
+    # R4a. Stated: the networks in words, AdamW, rates, batch, epochs, two updates of the generator. Ours: their sizes,
+    # the stem of torchvision (made for 224 pixels), AdamW's usual momentum and decay
+    "cifar10-resnet": dict(
+        data="cifar10", size=32, arch="resnet18", width=64, latent_dim=100, batch=64, epochs=50, lr=5e-5, lr_d=2e-5,
+        g_steps=2, beta1=0.9, weight_decay=0.01,
+        report={"protocol": "R4: 50 epochs of CIFAR-10; pictures and loss curves, no number"},
     ),
 }  # fmt: skip
 
@@ -147,6 +158,7 @@ def parse_args(argv=None):
 
 FLAGS = COMMON | {
     "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
+    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see above"),
     "width": (64, number(int, 1), "base channel count, f in the drawing"),
     "latent_dim": (100, number(int, 1), "length of z"),
     "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
@@ -154,6 +166,8 @@ FLAGS = COMMON | {
     "lr_d": (None, number(float, 1e-12), "of the discriminator alone (default: --lr)"),
     "g_steps": (1, number(int, 1), "generator updates in one step"),
     "d_steps": (1, number(int, 1), "discriminator updates in one step"),
+    "beta1": (0.5, number(float, 0, 1), "Adam's momentum"),
+    "weight_decay": (0.0, number(float, 0), "AdamW's: weights shrink by lr times this at every step"),
     "noise": (0.0, number(float, 0), "standard deviation of the noise on what the discriminator sees"),
     "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
     "interpolate": (None, number(int, 2), "with --load: walk between random latents in N pictures, 8 walks"),
@@ -223,6 +237,53 @@ class Discriminator(nn.Module):
 
     def forward(self, images):
         return self.layers(images)[:, 0, 0, 0]
+
+
+class PoolingGenerator(nn.Module):
+    """R4: transposed convolutions, average pooling, a linear layer, tanh. Takes and returns what Generator does."""
+
+    def __init__(self, size, colours, latent_dim, width):
+        super().__init__()
+        counts = channels(size, width)  # at size 32, width 64: 256, 128, 64
+        layers = [nn.ConvTranspose2d(latent_dim, counts[0], 4, 1, 0, bias=False)]  # (N, 4f, 4, 4)
+        for before, after in zip(counts, counts[1:], strict=False):
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]  # to (N, f, size/2, size/2)
+        layers += [nn.BatchNorm2d(counts[-1]), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten()]
+        layers += [nn.Linear(counts[-1] * (size // 4) ** 2, colours * size**2), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Unflatten(1, (colours, size, size)))
+
+    def forward(self, z):
+        return self.layers(z[:, :, None, None])
+
+
+class ResNetDiscriminator(nn.Module):
+    """R4: torchvision's ResNet-18, not pretrained, with one output. Takes and returns what Discriminator does."""
+
+    def __init__(self, colours):
+        super().__init__()
+        from torchvision.models import resnet18
+
+        self.resnet = resnet18(num_classes=1)
+        if colours != 3:
+            self.resnet.conv1 = nn.Conv2d(colours, 64, 7, 2, 3, bias=False)
+
+    def forward(self, images):
+        return self.resnet(images)[:, 0]
+
+
+def make_generator(args, colours):
+    """The generator that the flags ask for, with its first weights."""
+    if args.arch == "resnet18":
+        return PoolingGenerator(args.size, colours, args.latent_dim, args.width)
+    return Generator(args.size, colours, args.latent_dim, args.width).apply(init_weights)
+
+
+def make_discriminator(args, colours):
+    """The discriminator that the flags ask for, with its first weights."""
+    if args.arch == "resnet18":
+        return ResNetDiscriminator(colours)
+    return Discriminator(args.size, colours, args.width).apply(init_weights)
 
 
 def init_weights(module):
@@ -306,8 +367,9 @@ LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
 def load_generator(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained generator in eval mode: BatchNorm uses its running statistics, so that a picture
     depends on its own latent only and not on the others in its batch."""
-    flags = checkpoint["flags"]
-    generator = Generator(flags["size"], checkpoint["data"]["channels"], flags["latent_dim"], flags["width"])
+    # a checkpoint from before --arch has the first kind of networks
+    args = argparse.Namespace(**{"arch": "dcgan"} | checkpoint["flags"])
+    generator = make_generator(args, checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
     return generator.to(device, memory_format=torch.channels_last).eval()
 
@@ -342,8 +404,7 @@ def main(args):
 
     # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
     torch.manual_seed(args.seed)
-    generator = Generator(args.size, colours, args.latent_dim, args.width).apply(init_weights)
-    discriminator = Discriminator(args.size, colours, args.width).apply(init_weights)
+    generator, discriminator = make_generator(args, colours), make_discriminator(args, colours)
     if args.dry_run:
         describe(generator, torch.zeros(2, args.latent_dim))
         describe(discriminator, torch.zeros(2, colours, args.size, args.size))
@@ -356,8 +417,9 @@ def main(args):
         network.to(device, memory_format=torch.channels_last)
 
     def adam(network, lr):
-        # betas (0.5, 0.999): with Adam's usual 0.9 the game oscillates (the paper, section 4)
-        return torch.optim.Adam(network.parameters(), lr, betas=(0.5, 0.999), fused=device.type != "mps")
+        # beta1 0.5: with Adam's usual 0.9 the game oscillates (the paper, section 4). Without decay AdamW is Adam
+        betas, decay = (args.beta1, 0.999), args.weight_decay
+        return torch.optim.AdamW(network.parameters(), lr, betas, weight_decay=decay, fused=device.type != "mps")
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
     shown = generator if average is None else average  # whose pictures are shown and measured

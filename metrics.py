@@ -82,7 +82,7 @@ from tqdm import tqdm
 
 try:
     import datasets
-    from datasets import InputError, pick_device, short, shuffled
+    from datasets import InputError, pick_device, random_labels, short, shuffled
 except ImportError as problem:
     sys.exit(print(f"metrics.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -408,6 +408,50 @@ def collapse(x, threshold=0.9):
     return count, len(x) * (len(x) - 1)
 
 
+# -------------------------------------------------------------------------- precision, recall, density and coverage
+
+
+NEIGHBOURS = 5  # k, as in Naeem et al.
+
+
+def squared_distances(x, y):
+    """|x_i - y_j|^2 of the rows of float64 (N, d) and (M, d): (N, M)."""
+    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_(min=0)
+
+
+def prdc(real, fake, k=NEIGHBOURS):
+    """Four shares by nearest neighbours, of features (N, d) and (M, d), as a dict. 1 is good for all.
+
+    Each row has a ball around it, which reaches to its k-th nearest neighbour on its own side.
+      precision  share of generated rows that lie in the ball of some real row: good pictures
+      recall     share of real rows that lie in the ball of some generated row: no kind is missing
+                 (Kynkaanniemi et al. 2019, 1904.06991)
+      density    number of real balls around a generated row, over k, on average. May be above 1
+      coverage   share of real balls that hold a generated row. Outliers, whose balls are large, count less in these two
+                 (Naeem et al. 2020, 2002.09797)
+    float64; memory is flat in N and M, but for one row of numbers each.
+    """
+    real, fake = (torch.as_tensor(x).double() for x in (real, fake))
+    if min(len(real), len(fake)) <= k:
+        raise InputError(f"{len(real)} and {len(fake)} images: neighbours need more than {k} on each side")
+
+    def reach(x):  # squared; the nearest of all is the row itself
+        return torch.cat([squared_distances(part, x).kthvalue(k + 1, dim=1).values for part in x.split(500)])
+
+    of_real, of_fake = reach(real), reach(fake)
+    precise, balls = 0, 0
+    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
+    for part, of_part in zip(fake.split(500), of_fake.split(500), strict=True):
+        distances = squared_distances(part, real)  # (500, N)
+        in_real = distances < of_real
+        precise += int(in_real.any(1).sum())
+        balls += int(in_real.sum())
+        covered |= in_real.any(0)
+        recalled |= (distances < of_part[:, None]).any(0)
+    shares = {"precision": precise / len(fake), "recall": recalled.double().mean().item()}
+    return shares | {"density": balls / (k * len(fake)), "coverage": covered.double().mean().item()}
+
+
 # ------------------------------------------------------------------------------------------------- SSIM and MS-SSIM
 #
 # SSIM: Wang, Bovik, Sheikh, Simoncelli 2004, "Image quality assessment: from error visibility to structural
@@ -640,28 +684,6 @@ def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
     return predict
 
 
-def class_accuracy(train, held_out, fake, asked, device="cpu", steps=800):
-    """Does a classifier that has seen only real images find in generated ones the class that was asked for?
-
-    train, held_out: datasets.Images; without held_out a random tenth of `train` is kept from the classifier, for its
-    accuracy on real images, which stands beside. fake: uint8 (N, C, H, W); asked: int64 (N,).
-    Returns one value in the form of evaluate().
-    """
-    images, labels, where = train.images, train.labels, "held-out real images"
-    if held_out is None:
-        order = shuffled(len(images), 2)
-        rows, rest = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
-        test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
-        where = "real images kept from the classifier"
-    else:
-        test, test_labels = held_out.images, held_out.labels
-    predict = classifier(images, labels, len(train.classes), device, steps)
-    found, real = ((predict(i) == y).double().mean().item() for i, y in ((fake, asked), (test, test_labels)))
-    how = f"share of {len(fake)} generated images that a small network ({steps} steps on {len(images)} real ones) puts "
-    return {"name": "class accuracy", "value": found, "real": real,
-            "protocol": f"{how}into the class asked for; beside it, its accuracy on {len(test)} {where}"}  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------------------ all of them
 
 _kept = {}  # features of real images: a run that is evaluated every few epochs extracts them once
@@ -676,6 +698,24 @@ def kept_features(images, dims, weights, device, precision, words):
         while len(_kept) > 4:
             del _kept[next(iter(_kept))]
     return _kept[key]
+
+
+def reachable(dims, weights):
+    """The weights that are named, read; which of dims they reach; and {dim: the reason} for the others."""
+    usable, reasons = [], {}
+    for dim in dims:
+        try:
+            weights = weights if isinstance(weights, Weights) else load_weights(weights)
+            require(weights, dim)
+            usable.append(dim)
+        except MissingWeights as error:
+            reasons[dim] = str(error)
+    return weights, usable, reasons
+
+
+def named(kind, dim):
+    """ "FID" at 768 features -> "FID-768". Without a number a name means the usual 2048."""
+    return kind if dim == 2048 else f"{kind}-{dim}"
 
 
 def averaged_down(images, words, like):
@@ -717,14 +757,8 @@ def evaluate(
     others = "other real images"
     if floor is not None:
         floor, others = averaged_down(floor, others, fake)
-    reasons = {}
-    for dim in dims:
-        try:
-            weights = weights if isinstance(weights, Weights) else load_weights(weights)
-            require(weights, dim)
-        except MissingWeights as error:
-            reasons[dim] = str(error)
-    if usable := [dim for dim in dims if dim not in reasons]:
+    weights, usable, reasons = reachable(dims, weights)
+    if usable:
         settings = (usable, weights, device, precision)
         x, y = kept_features(real, *settings, "features, real"), features(fake, *settings, words="features, generated")
         z = kept_features(floor, *settings, "features, floor") if floor is not None else None
@@ -744,21 +778,29 @@ def evaluate(
         add(f"collapse ({name})", value, real, protocol, pairs=pairs, real_pairs=real_pairs)
 
     for dim in dims:
-        tail = "" if dim == 2048 else f"-{dim}"
         if dim in reasons:
-            values += [{"name": name + tail, "value": None, "reason": reasons[dim]} for name in ("FID", "KID")]
+            values += [{"name": named(name, dim), "value": None, "reason": reasons[dim]} for name in ("FID", "KID")]
             continue
         how = (
             f"{dim}-d FID Inception features ({weights.name}; {precision}), "
             f"pixels resized to 299x299 bilinear, not antialiased; {sides}"
         )
-        scale = f"; another scale than the usual 2048-d FID: compares with FID{tail} only" if tail else ""
+        scale = f"; another scale than the usual 2048-d FID: compares with FID-{dim} only" if dim != 2048 else ""
         floor_fid = fid(x[dim], z[dim]) if z else None
-        add(f"FID{tail}", fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}")
+        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}")
         mean, std = kid(x[dim], y[dim], seed=seed)
         real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
-        add(f"KID{tail}", mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
+        add(named("KID", dim), mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
         add_collapse(f"features {dim}", x[dim], y[dim], how)
+    if usable and min(len(real), len(fake)) > NEIGHBOURS:
+        dim, among = max(usable), {}
+        if z and len(floor) > NEIGHBOURS:
+            among = prdc(x[dim], z[dim], NEIGHBOURS)
+        how = (
+            f"by {NEIGHBOURS} nearest neighbours among {dim}-d FID Inception features ({weights.name}); {sides}{beside}"
+        )
+        for name, value in prdc(x[dim], y[dim], NEIGHBOURS).items():
+            add(named(name, dim), value, among.get(name), how)
     channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
     a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
     # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
@@ -772,6 +814,69 @@ def evaluate(
         how += f"real images; Gaussian windows of {sizes} pixels from the finest level; {sides}"
         add(f"MS-SSIM ({name})", value, among_real, how, error=error, real_error=real_error)
     add_collapse("pixels", real, fake, f"pixels in [-1, 1]; {sides}")
+    return values
+
+
+def as_many_as(train):
+    """How many generated images `conditional` is given: as many as there are real ones, up to 10,000."""
+    return min(len(train.images), 10_000)
+
+
+def conditional(train, held_out, fake, asked, *, dims=(768, 2048), weights=None, device="cpu", steps=800):
+    """Does a conditional model obey the class? Values in the form of evaluate().
+
+    train, held_out: datasets.Images with labels; without held_out a random tenth of `train` is kept from the
+    classifier, for its accuracy on real images. fake: uint8 (N, C, H, W); asked: int64 (N,), the class asked for.
+
+      class accuracy           on generated images, of a small classifier that has seen only real ones
+      class accuracy, reverse  on real images, of the same classifier trained on generated ones ("classification
+                               accuracy score", Ravuri and Vinyals 2019, 1905.10887): low if a class lacks variety, too
+      FID-768 of <class>       of up to 16 classes, with the largest of dims that the weights reach
+    """
+    images, labels, where = train.images, train.labels, "held-out real images"
+    if held_out is None:
+        order = shuffled(len(images), 2)
+        rows, rest = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
+        test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
+        where = "real images kept from the classifier"
+    else:
+        test, test_labels = held_out.images, held_out.labels
+
+    def accuracy(predict, images, labels):
+        return (predict(images) == labels).double().mean().item()
+
+    settings = (len(train.classes), device, steps)
+    of_real, of_fake = classifier(images, labels, *settings), classifier(fake, asked, *settings)
+    real = accuracy(of_real, test, test_labels)
+    on_real, on_fake = f"{steps} steps on {len(images)} real images", f"{steps} steps on {len(fake)} generated ones"
+    values = [
+        {"name": "class accuracy", "value": accuracy(of_real, fake, asked), "real": real,
+         "protocol": f"of a small network after {on_real}, on {len(fake)} generated ones, for the class asked for; "
+         f"beside it, on {len(test)} {where}"},
+        {"name": "class accuracy, reverse", "value": accuracy(of_fake, test, test_labels), "real": real,
+         "protocol": f"of a small network after {on_fake}, on {len(test)} {where}; beside it, after {on_real}"},
+    ]  # fmt: skip
+
+    # Every class gets as many images as the others, so that their FIDs compare.
+    shown = range(min(len(train.classes), 16))
+    of_real, of_fake = ([(labels == c).nonzero()[:, 0] for c in shown] for labels in (train.labels, asked))
+    n = min([200, *(len(rows) // 2 for rows in of_real), *(len(rows) for rows in of_fake)])
+    weights, usable, reasons = reachable(dims, weights)
+    if not usable or n < 2:
+        reason = "a class has too few images" if usable else reasons[max(dims)]
+        return [*values, {"name": f"{named('FID', max(dims))} of each class", "value": None, "reason": reason}]
+    dim = max(usable)
+    for c in shown:
+        chosen = of_real[c][shuffled(len(of_real[c]), 0)]
+        images = torch.cat([train.images[chosen[: 2 * n]], fake[of_fake[c][:n]]])
+        x, z, y = features(images, (dim,), weights, device, words=f"features, {train.classes[c]}")[dim].reshape(
+            3, n, dim
+        )
+        values.append(
+            {"name": f"{named('FID', dim)} of {train.classes[c]}", "value": fid(x, y), "real": fid(x, z),
+             "protocol": f"{dim}-d FID Inception features ({weights.name}); {n} generated images of the class against "
+             f"{n} real ones of the training set; beside it, {n} others of these. Compares with FIDs of {n} only"}
+        )  # fmt: skip
     return values
 
 
@@ -823,21 +928,25 @@ def open_model(text):
 
 
 def side(text, model, n, size, split, seed, device):
-    """Up to n images of one side of the command line, uint8 (<= n, C, H, W), and what they are in words."""
+    """Up to n images of one side of the command line, uint8 (<= n, C, H, W), what they are in words, their labels or
+    None, and the names of the classes."""
     if model:
-        name = model["script"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
+        name, about = model["script"], model["data"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
         try:
             script = importlib.import_module(name)
         except ModuleNotFoundError as problem:
             raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
-        return script.generate(model, n, seed, device), f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
+        labels = random_labels(about["counts"], n, seed) if "class" in script.FLAGS else None
+        words = f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
+        return script.generate(model, n, seed, device), words, labels, about["classes"]
     data, part = datasets.load(text, size, split), split
     if split == "test":
         part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"
         if not data.held_out and len(data.images) < n:
             data = datasets.load(text, size, "all")
-    order = shuffled(len(data.images), seed)
-    return data.images[order[:n]], f"images of {data.name} ({part}; {data.note}; drawn with seed {seed})"
+    chosen = shuffled(len(data.images), seed)[:n]
+    words = f"images of {data.name} ({part}; {data.note}; drawn with seed {seed})"
+    return data.images[chosen], words, data.labels[chosen] if data.labels is not None else None, data.classes
 
 
 def main(args):
@@ -852,9 +961,9 @@ def main(args):
     if any(other != size for other in sizes[:-1]):
         raise InputError(f"--size or the two models disagree ({sizes[:-1]} pixels): a model makes one size only")
     # The pool of real images is chosen for 2 n, with or without --floor, so that --floor does not change the others.
-    pool, real_words = side(args.real, models[0], 2 * n, size, "test", seed + bool(models[0]), device)
+    pool, real_words, labels, classes = side(args.real, models[0], 2 * n, size, "test", seed + bool(models[0]), device)
     real, floor = pool[:n], pool[n:]
-    fake, fake_words = side(args.fake, models[1], n, size, "all", seed, device)
+    fake, fake_words, asked, others = side(args.fake, models[1], n, size, "all", seed, device)
     for name, images in (args.real, real), (args.fake, fake), ("the floor", floor if args.floor else pool):
         if len(images) < n:
             print(f"metrics.py: {name} has only {len(images)} of the {n} images asked for", file=sys.stderr)
@@ -862,6 +971,14 @@ def main(args):
         real, fake, floor if args.floor else None, dims=args.dims or (768, 2048), weights=args.weights, device=device,
         precision=args.precision, seed=seed, real_words=real_words, fake_words=fake_words,
     )  # fmt: skip
+    if labels is not None and asked is not None and models[0] is None:
+        if classes == others:
+            train, held_out = datasets.load_parts(args.real, size)
+            many, _, asked, _ = side(args.fake, models[1], as_many_as(train), size, "all", seed + 1, device)
+            settings = {"dims": args.dims or (768, 2048), "weights": args.weights, "device": device}
+            values += conditional(train, held_out, many, asked, **settings)
+        else:
+            print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)
     result = {"real": args.real, "fake": args.fake, "size": size, "values": values}
     print(json.dumps(result) if args.json else table(values))
 

@@ -393,7 +393,7 @@ def draw_interpolation(folder, args):
     """
     checkpoint, model, words = open_model(folder)
     pairs, frames = 3, 10
-    kinds = ("spherical", "linear") if "interpolation" in model.FLAGS else ("linear",)
+    kinds = model.FLAGS["interpolation"][1] if "interpolation" in model.FLAGS else ("linear",)
     walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind) for kind in kinds}
     rows = []
     for pair in range(pairs):

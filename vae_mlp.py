@@ -465,7 +465,7 @@ def main(args):
     with run.opened(networks, {"vae": optimiser}, sample, fakes, columns, test if columns else None, extra):
         for step in run.steps():
             run.record(train_step(step, args, run.batches, vae, optimiser, average, run.autocast))
-    run.finish(generate, lambda metrics, _: last_values(shown, args, metrics, *measured_on(data, run.held_out)))
+    run.finish(generate, lambda metrics: last_values(shown, args, metrics, *measured_on(data, run.held_out)))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
 with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
-every step; and in dcgan the backward pass of the generator's step also computes the discriminator's gradients, which
-nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well, real, generated and
+every step; and in dcgan and cgan the backward pass of the generator's step also computes the discriminator's
+gradients, which nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well, real, generated and
 mixed images pass the critic one after the other (PyTorch-GAN); one step is 5 updates of the critic and 1 of the
 generator, and images are those that the critic saw as real. Ours: the script's train_step with the device, precision
 and batches of its main.
@@ -24,8 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH = {"dcgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64}
-WIDTH = {"dcgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64}
+BATCH = {"dcgan": 64, "cgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64}
+WIDTH = {"dcgan": 64, "cgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64}
 
 
 def parse_args(argv=None):
@@ -59,6 +59,7 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import cgan
 import cvae
 import datasets
 import dcgan
@@ -86,6 +87,9 @@ def networks(args):
     if args.script == "wgan_gp":
         chosen = wgan_gp.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"])
         return wgan_gp.build(chosen, 3)
+    if args.script == "cgan":
+        chosen = cgan.parse_args([f"--size={args.size}", f"--width={args.width}", f"--latent-dim={LATENT}", "--data=x"])
+        return cgan.make_generator(chosen, 3, CLASSES), cgan.make_discriminator(chosen, 3, CLASSES)
     if args.script == "vae_mlp":
         return (vae_mlp.VAE(args.size, 3, 16, args.width),)
     return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)
@@ -112,7 +116,7 @@ def textbook(args, folder, device):
         ImageFolder(folder, transform), args.batch, shuffle=True, num_workers=2, drop_last=True
     )
     models = [network.to(device) for network in networks(args)]
-    train = {"dcgan": textbook_dcgan, "wgan_gp": textbook_wgan_gp}.get(args.script, textbook_vae)
+    train = {"dcgan": textbook_dcgan, "cgan": textbook_cgan, "wgan_gp": textbook_wgan_gp}.get(args.script, textbook_vae)
     steps = train(loader, device, *models)
     while True:
         yield next(steps)
@@ -142,6 +146,31 @@ def textbook_dcgan(loader, device, generator, discriminator):
             generator.zero_grad()
             label.fill_(1)
             loss_g = criterion(discriminator(fake), label)
+            loss_g.backward()  # through the discriminator, whose gradients accumulate until its next zero_grad
+            opt_g.step()
+            yield loss_real.item(), loss_fake.item(), loss_g.item()
+
+
+def textbook_cgan(loader, device, generator, discriminator):
+    """The loop of textbook_dcgan with the losses of R0b: hinge, and the cross-entropy of the class on both kinds."""
+    opt_d, opt_g = (plain_adam(n, lr=2e-4, betas=(0.5, 0.999)) for n in (discriminator, generator))
+    while True:
+        for real, labels in loader:
+            real, labels = real.to(device), labels.to(device)
+            y = F.one_hot(labels, CLASSES).float()
+            discriminator.zero_grad()
+            score, label = discriminator(real, y)
+            loss_real = F.relu(1 - score).mean() + F.cross_entropy(label, labels)
+            loss_real.backward()
+            fake = generator(torch.randn(len(real), LATENT, device=device), y)
+            score, label = discriminator(fake.detach(), y)
+            loss_fake = F.relu(1 + score).mean() + F.cross_entropy(label, labels)
+            loss_fake.backward()
+            opt_d.step()
+
+            generator.zero_grad()
+            score, label = discriminator(fake, y)
+            loss_g = F.cross_entropy(label, labels) - score.mean()
             loss_g.backward()  # through the discriminator, whose gradients accumulate until its next zero_grad
             opt_g.step()
             yield loss_real.item(), loss_fake.item(), loss_g.item()
@@ -205,13 +234,13 @@ def textbook_vae(loader, device, model):
 
 def ours(args, data, device, precision):
     """The same, as the script's main does it."""
-    script = {"dcgan": dcgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp}[args.script]
-    own = [f"--critic-steps={CRITIC_STEPS}"] if script is wgan_gp else []
+    script = {"dcgan": dcgan, "cgan": cgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp}[args.script]
+    own = {wgan_gp: [f"--critic-steps={CRITIC_STEPS}"], cgan: [f"--latent-dim={LATENT}"]}.get(script, [])
     given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
     flags = script.parse_args([*given, *own, "--data=x"])
     batches = datasets.Batches(data, args.batch, device)
     models = [network.to(device, memory_format=torch.channels_last) for network in networks(args)]
-    betas = {dcgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
+    betas = {dcgan: (0.5, 0.999), cgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
     fused = device.type != "mps"
     optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, fused=fused) for m in models]
     more = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if script is wgan_gp else []  # its scale

@@ -13,6 +13,7 @@ from torch import nn
 
 import datasets
 import dcgan
+import report
 from datasets import Batches, Images
 
 
@@ -34,6 +35,36 @@ def test_every_size(size, colours):
     images = dcgan.Generator(size, colours, 7, 2)(torch.randn(2, 7))
     assert images.shape == (2, colours, size, size) and images.abs().max() <= 1
     assert dcgan.Discriminator(size, colours, 2)(images).shape == (2,)
+
+
+def test_the_networks_of_r4():
+    from torchvision.models import resnet18
+
+    args = dcgan.parse_args(["--preset=cifar10-resnet"])
+    generator, discriminator = dcgan.make_generator(args, 3), dcgan.make_discriminator(args, 3)
+    size = sum(p.numel() for p in resnet18().parameters()) - 999 * 513  # one output instead of 1,000
+    assert sum(p.numel() for p in discriminator.parameters()) == size
+    ups = 16 * (100 * 256 + 256 * 128 + 128 * 64) + 2 * (256 + 128 + 64)
+    assert sum(p.numel() for p in generator.parameters()) == ups + (64 * 8 * 8 + 1) * 3 * 32 * 32
+    assert sum(isinstance(layer, nn.AvgPool2d) for layer in generator.modules()) == 1
+    stated = dict(data="cifar10", batch=64, epochs=50, lr=5e-5, lr_d=2e-5, g_steps=2, arch="resnet18")
+    assert {name: getattr(args, name) for name in stated} == stated and args.weight_decay > 0
+    for size, colours in ((16, 1), (64, 3)):
+        args.size, args.width = size, 2
+        images = dcgan.make_generator(args, colours)(torch.randn(2, 100))
+        assert images.shape == (2, colours, size, size) and images.abs().max() <= 1
+        assert dcgan.make_discriminator(args, colours)(images).shape == (2,)
+
+
+def test_r4a_trains_stops_and_goes_on(here, monkeypatch):
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    flags = "--preset=cifar10-resnet --data=shapes --width=4 --batch=8 --eval-images=0 --device=cpu".split()
+    dcgan.main(dcgan.parse_args([*flags, "--steps=4", "--out=a"]))
+    dcgan.main(dcgan.parse_args([*flags, "--steps=2", "--out=b"]))
+    dcgan.main(dcgan.parse_args(["--resume=b", "--steps=4"]))
+    a, b = (datasets.read_checkpoint(run) for run in "ab")
+    assert all(torch.equal(v, b["networks"][n][k]) for n, state in a["networks"].items() for k, v in state.items())
+    assert dcgan.generate(a, 3).shape == (3, 3, 32, 32)
 
 
 def test_initial_weights():

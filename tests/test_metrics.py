@@ -317,6 +317,84 @@ def test_collapse_over_several_pieces():
     assert metrics.collapse(np.ones((4, 3))) == (12, 12)
 
 
+# -------------------------------------------------------------------------- precision, recall, density and coverage
+
+
+def prdc_by_loops(real, fake, k):
+    def reach(rows):
+        return [sorted(np.linalg.norm(a - b) for j, b in enumerate(rows) if j != i)[k - 1] for i, a in enumerate(rows)]
+
+    of_real, of_fake = reach(real), reach(fake)
+    inside = [[np.linalg.norm(f - r) < of_real[i] for i, r in enumerate(real)] for f in fake]
+    return {
+        "precision": sum(any(row) for row in inside) / len(fake),
+        "recall": sum(any(np.linalg.norm(f - r) < of_fake[j] for j, f in enumerate(fake)) for r in real) / len(real),
+        "density": sum(map(sum, inside)) / (k * len(fake)),
+        "coverage": sum(any(row[i] for row in inside) for i in range(len(real))) / len(real),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_prdc_agrees_with_loops_and_torch_fidelity(k):
+    rng = np.random.default_rng(k)
+    real, fake = rng.standard_normal((60, 4)), 0.6 * rng.standard_normal((45, 4)) + 1.2
+    found = metrics.prdc(real, fake, k)
+    assert found == pytest.approx(prdc_by_loops(real, fake, k), abs=1e-12)
+    assert all(0 < found[name] < 1 for name in ("precision", "recall", "coverage"))
+    theirs = pytest.importorskip("torch_fidelity.metric_prc")
+    options = {"prc_neighborhood": k, "prc_batch_size": 17, "save_cpu_ram": True, "verbose": False}
+    other = theirs.prc_features_to_metric(torch.tensor(fake), torch.tensor(real), **options)
+    assert other["precision"] == pytest.approx(found["precision"]) and other["recall"] == pytest.approx(found["recall"])
+
+
+def test_prdc_of_known_cases():
+    x = np.random.default_rng(0).standard_normal((1100, 8))  # more than two pieces
+    same = metrics.prdc(x, x)
+    assert same["precision"] == same["recall"] == same["coverage"] == 1 and same["density"] == pytest.approx(
+        1, abs=0.01
+    )
+    assert set(metrics.prdc(x, x + 100).values()) == {0.0}
+    x[::2, 0] += 100  # two kinds, and one of them is missing among the generated; what there is is good
+    found = metrics.prdc(x, np.concatenate([x[1::2], x[1::2] + 1e-3]))
+    assert found["precision"] == 1 and found["recall"] == found["coverage"] == 0.5
+    with pytest.raises(InputError, match="more than 5"):
+        metrics.prdc(x[:5], x)
+
+
+# ---------------------------------------------------------------------------------------------- conditional models
+
+
+def test_obedience(random_weights, monkeypatch):
+    """Images of the class asked for are recognised; with the classes shuffled nothing is left, both ways."""
+    monkeypatch.setattr(metrics, "features", lambda images, dims, *_, **__: {d: images.flatten(1)[:, :d] for d in dims})
+    train, test = datasets.load("shapes", 16), datasets.load("shapes", 16, "test")
+    train = train._replace(images=train.images[:3000], labels=train.labels[:3000])
+    held_out = test._replace(images=test.images[1000:], labels=test.labels[1000:])
+    fake, asked = test.images[:1000], test.labels[:1000]
+    state, settings = torch.get_rng_state(), {"dims": (64,), "weights": random_weights, "steps": 150}
+    good, back, *of_classes = metrics.conditional(train, held_out, fake, asked, **settings)
+    assert good["value"] > 0.55 and good["value"] == pytest.approx(good["real"], abs=0.06)
+    assert back["value"] > 0.45 and back["real"] == good["real"] and "on 1000 held-out" in back["protocol"]
+    assert torch.equal(state, torch.get_rng_state())
+    assert [v["name"] for v in of_classes] == [f"FID-64 of {name}" for name in train.classes]
+    n = min(torch.bincount(asked).tolist())
+    assert all(f"{min(n, 200)} generated" in v["protocol"] for v in of_classes)
+    bad, back, *others = metrics.conditional(train, held_out, fake, (asked + 1) % 5, **settings)
+    assert bad["value"] < 0.15 and back["value"] < 0.15 and bad["real"] == good["real"]
+    assert sum(v["value"] for v in of_classes) < 0.5 * sum(v["value"] for v in others)
+    kept, *_ = metrics.conditional(train, None, fake[:99], asked[:99], **settings | {"steps": 2})
+    assert "kept from the classifier" in kept["protocol"]
+
+
+def test_a_class_without_images():
+    """Nothing was generated of one class: its FID cannot be had, the rest can."""
+    train = datasets.load("shapes", 16)
+    train = train._replace(images=train.images[:300], labels=train.labels[:300])
+    found = metrics.conditional(train, None, train.images[:50], torch.zeros(50, dtype=torch.int64), steps=2)
+    assert found[-1]["value"] is None and "FID" in found[-1]["name"]
+    assert "too few" in found[-1]["reason"] or "weights" in found[-1]["reason"]
+
+
 # ------------------------------------------------------------------------------------------------- SSIM and MS-SSIM
 
 
