@@ -6,10 +6,10 @@
 Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
 with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
 every step; and in dcgan and cgan the backward pass of the generator's step also computes the discriminator's
-gradients, which nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well, real, generated and
-mixed images pass the critic one after the other (PyTorch-GAN); one step is 5 updates of the critic and 1 of the
-generator, and images are those that the critic saw as real. Ours: the script's train_step with the device, precision
-and batches of its main.
+gradients, which nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well,
+real, generated and mixed images pass the critic one after the other (PyTorch-GAN); one step is 5 updates of the critic
+and 1 of the generator, and images are those that the critic saw as real. Ours: the script's train_step with the device,
+precision and batches of its main.
 
 The two take turns, so that a machine that slows down or speeds up does so for both. The ratio is taken round by round;
 its median, smallest and largest value are printed. Warm-up steps of both come first and are not counted.
