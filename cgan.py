@@ -207,7 +207,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 try:
-    from datasets import Run, describe, grid, latents, one_hot, random_labels, run_program, save_picture
+    from datasets import InputError, Run, describe, grid, latents, one_hot, random_labels, run_program, save_picture
     from datasets import to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -556,6 +556,12 @@ def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"
 def main(args):
     if args.load:
         return use_generator(SCRIPT, args, generate, interpolate)
+    if args.arch == "resnet18" and (idle := {"condition", "class_scale", "d_norm"} & set(args.explicit)):
+        raise InputError(f"--{min(idle).replace('_', '-')} does nothing with --arch resnet18: leave it out")
+    if args.r1 > 0 and (args.arch == "resnet18" or args.d_norm == "batch"):
+        raise InputError(
+            "--r1 goes with --arch dcgan --d-norm spectral: behind BatchNorm a score has no slope of its own"
+        )
     run = Run(SCRIPT, args, FLAGS, PRESETS, losses_of, updates="d_steps")
     args, device, colours, classes = run.args, run.device, run.data.images.shape[1], len(run.data.classes)
 

@@ -1008,12 +1008,12 @@ class Run:
             torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
         self.flags["size"] = args.size = args.size or default_size(args.data)
         self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
+        if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
+            raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
         if "class" in flags and self.data.labels is None:
             raise InputError(
                 f"'{args.data}' has no labels, which a conditional model needs: one sub-folder for each class"
             )
-        if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
-            raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
         balance = getattr(args, "balance", False)
         self.batches = Batches(self.data, args.batch, self.device, args.seed, balance=balance)
         self.per_epoch = max(1, self.batches.per_epoch // (getattr(args, updates) if updates else 1))

@@ -408,9 +408,12 @@ def test_generate_a_class(trained, capsys):
         (dict(), [], "no labels"),
         (dict(labels=np.full(20, 7), classes=["a", "b"]), [], "label"),
         (dict(labels=np.full(20, -1), classes=["a", "b"]), [], "label"),
+        (dict(labels=np.arange(20) % 2), ["--arch=resnet18", "--d-norm=batch"], "--d-norm does nothing"),
+        (dict(labels=np.arange(20) % 2), ["--d-norm=batch", "--r1=1"], "--d-norm spectral"),
+        (dict(labels=np.arange(20) % 2), ["--arch=resnet18", "--r1=1"], "--d-norm spectral"),
     ],
 )
-def test_data_that_a_conditional_model_cannot_use(here, capsys, images, flags, words):
+def test_what_a_conditional_model_cannot_use(here, capsys, images, flags, words):
     np.savez("x.npz", images=np.zeros((20, 16, 16, 3), np.uint8), **images)
     with pytest.raises(SystemExit) as stop:
         datasets.run_program("cgan.py", cgan.main, cgan.parse_args(["--data=x.npz", "--batch=4", "--size=16", *flags]))
