@@ -1,12 +1,12 @@
-"""Conditional GAN: a generator that is told the class, and a discriminator that checks the picture and the class.
+"""Conditional GAN: a generator that is told the class, and a discriminator that minds it.
 
-As in dcgan.py a generator and a discriminator are trained against each other. Both are also given the class y. A
-generator that ignores y must lose, so the discriminator has to judge whether picture and class belong together:
+As in dcgan.py a generator and a discriminator are trained against each other. The generator is also given the class y.
+If it ignores y it must lose, so the discriminator has to judge the class, too, in one of two ways:
 
     --condition auxiliary    it has a second output, a guess of the class, and both networks want the guess to be right
                              (Odena, Olah, Shlens 2017, arXiv 1610.09585)
-    --condition projection   its score is <e(y), h(x)> + w h(x), with features h of the picture and an embedding e of
-                             the class (Miyato, Koyama 2018, 1802.05637)
+    --condition projection   it is given y, and its score is <e(y), h(x)> + w h(x), with features h of the picture and
+                             an embedding e of the class (Miyato, Koyama 2018, 1802.05637)
 
     z (256), embedding of y (128)                    picture (3, 64, 64)
       | Linear                                         | Conv 4x4 stride 2, LeakyReLU 0.2
@@ -20,19 +20,23 @@ generator that ignores y must lose, so the discriminator has to judge whether pi
       | ConvTranspose 4x4 stride 2                     | Linear, Linear
     picture (3, 64, 64), tanh                        score (1), class (5)          f = --width
 
-In the generator the class chooses the gain and the offset of every BatchNorm (Dumoulin et al. 2017, 1610.07629). Every
-layer of the discriminator is divided by its largest singular value (spectral normalisation, Miyato et al. 2018,
-1802.05957), which bounds its slope. The loss is the hinge loss (Lim, Ye 2017, 1705.02894).
+In the generator the class chooses the gain and the offset of every BatchNorm (Dumoulin et al. 2017, 1610.07629).
 
---arch resnet18 is another pair: torchvision's ResNet-18 as the discriminator, without spectral normalisation, which
-gets the class as one more channel beside the picture's, and a generator that ends in average pooling and a linear
-layer, with the loss of Goodfellow et al. 2014 (1406.2661).
+    --d-norm spectral        the weight of every layer of the discriminator, as a matrix, is divided by its largest
+                             singular value, which bounds the slope of the score (Miyato et al. 2018, 1802.05957)
+    --d-norm batch           BatchNorm, as in dcgan.py
+    --loss hinge             max(0, 1 - s) and max(0, 1 + s) for the scores s of real and generated pictures (Lim, Ye
+                             2017, 1705.02894)
+    --loss logistic          -log D and -log(1 - D) with D = 1 / (1 + e^-s), as in dcgan.py (Goodfellow et al. 2014)
+    --arch resnet18          another pair: torchvision's ResNet-18 as the discriminator, which gets the class as one
+                             more channel beside the picture's, and a generator that ends in pooling and a linear layer
 
     python cgan.py                                               # built-in shapes: about three minutes on two cores
     python cgan.py --data photos/ --size 64 --epochs 100         # your own pictures: sub-folders are the classes
     python cgan.py --load runs/cgan-shapes-1 --generate 64 --class star --to stars.png
 
-Report rows (the README has the numbers): --preset animals is R0b, --preset cifar10-resnet is R4b.
+Report rows: --preset animals is R0b, --preset cifar10-resnet is R4b.
+Time: at width 64 and 64 pixels a step of one update each is 2.5 GFLOP an image, as in dcgan.py.
 
 If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
 it a conditional GAN is in `Generator`, `Discriminator`, the losses and `train_step`; change those. The blocks marked
@@ -56,7 +60,7 @@ PRESETS = {
         report={"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"},
     ),
     # R4b. Stated: the networks in words, AdamW, rates, batch, epochs, two updates of the generator, a term of image
-    # similarity. Ours: its weight, sizes of latent and embeddings, the stem of torchvision (made for 224 pixels)
+    # similarity. Ours: its weight, all sizes, torchvision's stem (made for 224 pixels), AdamW's usual momentum, decay
     "cifar10-resnet": dict(
         data="cifar10", size=32, arch="resnet18", width=64, latent_dim=100, batch=64, epochs=50, lr=5e-5, g_steps=2,
         loss="logistic", beta1=0.9, weight_decay=0.01, similarity=1.0,
@@ -89,7 +93,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
     "batch": (128, number(int, 2), "images in one update"),
     "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "seed": (0, number(int, 0, 2**40), "of weights, latents and data order"),
+    "seed": (0, number(int, 0, 2**32), "of weights, latents and data order"),
     "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
@@ -155,7 +159,7 @@ def parse_args(argv=None):
 
 FLAGS = COMMON | {
     "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
-    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see above"),
+    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see below"),
     "width": (64, number(int, 1), "base channel count, f in the drawing"),
     "latent_dim": (256, number(int, 1), "length of z"),
     "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
@@ -168,19 +172,19 @@ FLAGS = COMMON | {
     "condition": ("auxiliary", ["auxiliary", "projection"], "how the discriminator of --arch dcgan uses the class"),
     "class_scale": (
         1.0,
-        number(float, 0),
-        "the embedding of the class in the generator of --arch dcgan is multiplied by it",
+        number(float, 1e-12),
+        "factor of the class's embedding in the generator, see there",
     ),
     "d_norm": ("spectral", ["spectral", "batch"], "of the discriminator of --arch dcgan"),
-    "loss": ("hinge", ["hinge", "logistic"], "of real against generated: see above"),
+    "loss": ("hinge", ["hinge", "logistic"], "of real against generated: see below"),
     "r1": (0.0, number(float, 0), "weight of the penalty on the discriminator's slope at real pictures"),
-    "r1_every": (16, number(int, 1), "the penalty is taken at every so many steps, and counts so many times"),
+    "r1_every": (16, number(int, 1), "it is taken at every so many updates, and counts so many times"),
     "noise": (0.0, number(float, 0), "standard deviation of the noise on what the discriminator sees"),
     "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
     "similarity": (
         0.0,
         number(float, 0),
-        "weight of the squared error between generated and real pictures of a class",
+        "weight of the squared error to a real picture of the same class",
     ),
     "augment": (False, None, "show the discriminator changed pictures, real and generated ones alike"),
     "balance": (False, None, "draw every class equally often, however many images it has"),
@@ -189,7 +193,7 @@ FLAGS = COMMON | {
     "interpolation": (
         "spherical",
         ["spherical", "linear", "classes"],
-        "how --interpolate walks: between latents, the class fixed, or between classes, the latent fixed",
+        "between latents, the class fixed, or between classes, the latent fixed",
     ),
 }
 
@@ -268,8 +272,9 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Pictures and y -> scores (N,), and logits of the class (N, classes), or None with --condition projection.
 
-    norm: "spectral" holds the slope of each layer at 1 or below, so that the score cannot run away; "batch" is DCGAN's
-    BatchNorm in all layers but the first, by which a batch of too similar pictures is noticed.
+    norm: "spectral" divides each weight, as a matrix (outputs, all else), by its largest singular value. That bounds
+    the slope of a layer, to 1 for the linear ones and to 2 for these convolutions: the score cannot run away. "batch"
+    is DCGAN's BatchNorm in all layers but the first, by which a batch of too similar pictures is noticed.
     """
 
     def __init__(self, size, colours, classes, width, norm, condition):
@@ -400,7 +405,7 @@ def augmented(images):
     mean = images.mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, drawn(0.5, 1.5))
 
-    # The shift: row i of the result is row i + shift of the picture, and black (here: 0, grey) outside of it.
+    # The shift: row i of the result is row i + shift of the picture, and 0, which is grey, outside of it.
     places = torch.arange(side, device=images.device)
     reach = side // 8
     for axis in (2, 3):
@@ -411,11 +416,11 @@ def augmented(images):
         images = images.gather(axis, index) * inside.view(shape)
 
     # The square: half the side, its middle anywhere.
-    y, x = (torch.randint(0, side, (n, 1), device=images.device) for _ in "yx")
-    hidden = ((places - y).abs() <= side // 4).view(n, 1, side, 1) & ((places - x).abs() <= side // 4).view(
-        n, 1, 1, side
-    )
-    return images * ~hidden
+    def hidden(shape):
+        offset = places - torch.randint(0, side, (n, 1), device=images.device) + side // 4
+        return ((offset >= 0) & (offset < side // 2)).view(shape)
+
+    return images * ~(hidden((n, 1, side, 1)) & hidden((n, 1, 1, side)))
 
 
 # -------------------------------------------------------------------------------------------------- train step
@@ -439,6 +444,9 @@ def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, aver
         for group in optimiser.param_groups:
             group["lr"] = lr * args.lr_decay**step
 
+    # Real and fake go through the discriminator separately, because BatchNorm takes statistics over a batch, and a
+    # mixed batch would tell the two apart by them.
+    r1 = torch.zeros((), device=device)
     for update in range(args.d_steps):
         real, labels = next(batches)
         y = one_hot(labels, len(batches.classes))
@@ -452,16 +460,14 @@ def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, aver
         if class_real is not None:  # the guess of the class, on both kinds of pictures (Odena et al., equation 3)
             of_real, of_fake = (F.cross_entropy(guess.float(), labels) for guess in (class_real, class_fake))
             total = total + of_real + of_fake
-        # R1 every few steps only, and as many times as strong ("lazy": Karras et al. 2020, 1912.04958, appendix B).
-        slope = torch.zeros((), device=device)
-        if args.r1 > 0 and update == 0 and step % args.r1_every == 0:
+        # R1 at every few updates only, and as many times as strong ("lazy": Karras et al. 2020, 1912.04958, appendix B)
+        if args.r1 > 0 and (step * args.d_steps + update) % args.r1_every == 0:
             slope = args.r1_every * slope_at_real(discriminator, seen(real), y)
             total = total + args.r1 / 2 * slope
+            r1 += slope.detach() / args.d_steps
         opt_d.zero_grad()
         total.backward()
         opt_d.step()
-        if update == 0:
-            r1 = slope.detach()
 
     # The generator. `inputs=` leaves the discriminator's own gradients out, which nobody needs here.
     for _ in range(args.g_steps):
@@ -494,7 +500,7 @@ LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
 def losses_of(args):
     """The columns of log.csv. class_real and class_fake: cross-entropies of the discriminator's guess, ln(classes) when
     it knows nothing. r1: E |grad score|^2; 0 where it was not taken and --r1-every times as much where it was, so that
-    the mean over some steps is right. similarity: mean squared error between generated and real pictures."""
+    the mean over many steps is right. similarity: mean squared error between generated and real pictures."""
     guesses = args.arch == "dcgan" and args.condition == "auxiliary"
     return (*LOSSES, *("class_real", "class_fake") * guesses, *("r1",) * (args.r1 > 0),
             *("similarity",) * (args.similarity > 0))  # fmt: skip
@@ -542,9 +548,8 @@ def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"
     y = one_hot(first, classes).repeat_interleave(frames, 0)
     if kind == "classes":
         z = latents(rows, checkpoint["flags"]["latent_dim"], seed).repeat_interleave(frames, 0)
-        other = one_hot((torch.arange(rows) + (0 if label is None else label) + 1) % classes, classes)
-        share = torch.linspace(0, 1, frames).repeat(rows)[:, None]
-        y = torch.lerp(y, other.repeat_interleave(frames, 0), share)
+        other = one_hot((first + 1) % classes, classes).repeat_interleave(frames, 0)
+        y = torch.lerp(y, other, torch.linspace(0, 1, frames).repeat(rows)[:, None])
     else:
         z = walks(rows, frames, checkpoint["flags"]["latent_dim"], kind, seed)
     return pictures(load_generator(checkpoint, device), z, y)
@@ -559,9 +564,8 @@ def main(args):
     if args.arch == "resnet18" and (idle := {"condition", "class_scale", "d_norm"} & set(args.explicit)):
         raise InputError(f"--{min(idle).replace('_', '-')} does nothing with --arch resnet18: leave it out")
     if args.r1 > 0 and (args.arch == "resnet18" or args.d_norm == "batch"):
-        raise InputError(
-            "--r1 goes with --arch dcgan --d-norm spectral: behind BatchNorm a score has no slope of its own"
-        )
+        why = "behind BatchNorm a score depends on the whole batch"
+        raise InputError(f"--r1 {args.r1} goes with --arch dcgan --d-norm spectral ({why}): --r1 0 turns it off")
     run = Run(SCRIPT, args, FLAGS, PRESETS, losses_of, updates="d_steps")
     args, device, colours, classes = run.args, run.device, run.data.images.shape[1], len(run.data.classes)
 
@@ -582,6 +586,7 @@ def main(args):
         network.to(device, memory_format=torch.channels_last)
 
     def adam(network, lr):
+        # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py). Without decay AdamW is Adam
         return torch.optim.AdamW(
             network.parameters(), lr, (args.beta1, 0.999), weight_decay=args.weight_decay, fused=device.type != "mps"
         )

@@ -390,7 +390,7 @@ def one_hot(labels, classes):
 def random_labels(counts, n, seed):
     """n classes, int64 (n,), each as likely as it is frequent in the data: so that samples compare with the data."""
     up_to = torch.tensor(counts).cumsum(0).double() / sum(counts)
-    generator = torch.Generator().manual_seed(seed + 2**41)  # not that of the latents, or the two would depend
+    generator = torch.Generator().manual_seed((seed + 2**31) % 2**32)  # not the latents' (torch reads 32 bits)
     return torch.searchsorted(up_to, torch.rand(n, generator=generator).double(), right=True)
 
 
@@ -1270,10 +1270,11 @@ class Run:
             )  # fmt: skip
             values += more(metrics) if more else []
             if "class" in self.flags:
-                count, seed, counts = metrics.as_many_as(self.data), args.seed + 3, self.about["counts"]
+                count, seed = metrics.as_many_as(self.data, args.eval_images), args.seed + 3
+                counts = self.about["counts"]
                 fake, asked = generate(checkpoint, count, seed, self.device), random_labels(counts, count, seed)
-                settings = {"dims": args.dims, "weights": args.weights, "device": self.device}
-                values += metrics.conditional(self.data, self.held_out, fake, asked, **settings)
+                settings = {name: getattr(args, name) for name in ("dims", "weights", "eval_images")}
+                values += metrics.conditional(self.data, self.held_out, fake, asked, device=self.device, **settings)
             result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
             write_text(self.path / "metrics.json", json.dumps(result, indent=1))
             others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}
@@ -1330,7 +1331,7 @@ def describe(network, *inputs):
     print(f"{type(network).__name__}: {count:,} parameters\n  {'input':22s} {tuple(inputs[0].shape[1:])}")
     for name, layer in network.named_modules():
         # the innermost layers; what spectral normalisation hangs into one is no layer
-        if "parametrizations" not in name and not {name for name, _ in layer.named_children()} - {"parametrizations"}:
+        if "parametrizations" not in name and not dict(layer.named_children()).keys() - {"parametrizations"}:
 
             def show(layer, _, output):
                 print(f"  {type(layer).__name__.removeprefix('Parametrized'):22s} {tuple(output.shape[1:])}")

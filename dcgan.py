@@ -92,7 +92,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
     "batch": (128, number(int, 2), "images in one update"),
     "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "seed": (0, number(int, 0, 2**40), "of weights, latents and data order"),
+    "seed": (0, number(int, 0, 2**32), "of weights, latents and data order"),
     "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
@@ -158,7 +158,7 @@ def parse_args(argv=None):
 
 FLAGS = COMMON | {
     "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
-    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see above"),
+    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see below"),
     "width": (64, number(int, 1), "base channel count, f in the drawing"),
     "latent_dim": (100, number(int, 1), "length of z"),
     "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),

@@ -6,6 +6,7 @@ KID   squared kernel distance between the same features. Unbiased: its expectati
       images, and it may come out below zero. Low is good. Binkowski et al. 2018, arxiv.org/abs/1801.01401
 MS-SSIM   how alike two pictures are at several scales, 1 for the same picture: the mean over pairs of a generated and a
       real image, and over pairs of generated ones, where much more than among real ones means collapse.
+precision, recall, density, coverage   by nearest neighbours among the features: are pictures good, is a kind missing?
 collapse   how many pairs of generated images are nearly the same picture, beside the same count for real images.
 
 Which FID is this? A number called FID means nothing without four things, so every value here carries them in words:
@@ -33,7 +34,8 @@ DIMS = (64, 192, 768, 2048)  # where the network can be read
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="metrics.py",
-        description="FID, KID, MS-SSIM and collapse of generated images against real ones.",
+        description="FID, KID, MS-SSIM, precision, recall and collapse of generated images against real ones; and, if "
+        "both sides are labelled, whether the class is obeyed.",
         epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory.",
         allow_abbrev=False,
     )
@@ -415,8 +417,10 @@ NEIGHBOURS = 5  # k, as in Naeem et al.
 
 
 def squared_distances(x, y):
-    """|x_i - y_j|^2 of the rows of float64 (N, d) and (M, d): (N, M)."""
-    return (x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T).clamp_(min=0)
+    """|x_i - y_j|^2 of the rows of float64 (N, d) and (M, d): (N, M). What rounding leaves of a 0 is 0."""
+    sums = x.square().sum(1)[:, None] + y.square().sum(1)
+    distances = sums - 2 * x @ y.T
+    return distances.masked_fill_(distances < 1e-12 * sums, 0)
 
 
 def prdc(real, fake, k=NEIGHBOURS):
@@ -429,7 +433,7 @@ def prdc(real, fake, k=NEIGHBOURS):
       density    number of real balls around a generated row, over k, on average. May be above 1
       coverage   share of real balls that hold a generated row. Outliers, whose balls are large, count less in these two
                  (Naeem et al. 2020, 2002.09797)
-    float64; memory is flat in N and M, but for one row of numbers each.
+    In float64, 500 rows against all others at a time: memory grows with N and M, not with their product.
     """
     real, fake = (torch.as_tensor(x).double() for x in (real, fake))
     if min(len(real), len(fake)) <= k:
@@ -443,11 +447,11 @@ def prdc(real, fake, k=NEIGHBOURS):
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
     for part, of_part in zip(fake.split(500), of_fake.split(500), strict=True):
         distances = squared_distances(part, real)  # (500, N)
-        in_real = distances < of_real
+        in_real = distances <= of_real
         precise += int(in_real.any(1).sum())
-        balls += int(in_real.sum())
+        balls += int((distances < of_real).sum())  # the authors' code leaves out the surface here
         covered |= in_real.any(0)
-        recalled |= (distances < of_part[:, None]).any(0)
+        recalled |= (distances <= of_part[:, None]).any(0)
     shares = {"precision": precise / len(fake), "recall": recalled.double().mean().item()}
     return shares | {"density": balls / (k * len(fake)), "coverage": covered.double().mean().item()}
 
@@ -718,6 +722,12 @@ def named(kind, dim):
     return kind if dim == 2048 else f"{kind}-{dim}"
 
 
+def features_words(dim, weights, precision="fp32"):
+    """The part of a protocol that says what the features are."""
+    how = f"{dim}-d FID Inception features ({weights.name}; {precision})"
+    return f"{how}, pixels resized to 299x299 bilinear, not antialiased"
+
+
 def averaged_down(images, words, like):
     """Real images at the size of generated ones, which are smaller while a growing model is young, and the words."""
     (h, w), (height, width) = images.shape[2:], like.shape[2:]
@@ -742,8 +752,8 @@ def evaluate(
     real_words, fake_words: what the images are, for the protocol lines: "1000 <words>".
 
     Returns a list of dicts of plain values, one for each metric:
-        name      "FID-768", "KID-768", "collapse (features 768)", ...; 2048-d ones: "FID", "KID";
-                  "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)"
+        name      "FID-768", "KID-768", "collapse (features 768)", ...; 2048-d ones: "FID", "KID"; "precision-768",
+                  "recall-768", ...; "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)"
         value     None where the weights do not reach a dim; then "reason" says why, and there is nothing else
         real      the same for real images: FID and KID of `floor` (None without it), collapse and MS-SSIM among `real`
         protocol  how it was measured, in words
@@ -781,10 +791,7 @@ def evaluate(
         if dim in reasons:
             values += [{"name": named(name, dim), "value": None, "reason": reasons[dim]} for name in ("FID", "KID")]
             continue
-        how = (
-            f"{dim}-d FID Inception features ({weights.name}; {precision}), "
-            f"pixels resized to 299x299 bilinear, not antialiased; {sides}"
-        )
+        how = f"{features_words(dim, weights, precision)}; {sides}"
         scale = f"; another scale than the usual 2048-d FID: compares with FID-{dim} only" if dim != 2048 else ""
         floor_fid = fid(x[dim], z[dim]) if z else None
         add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}")
@@ -792,15 +799,17 @@ def evaluate(
         real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
         add(named("KID", dim), mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
         add_collapse(f"features {dim}", x[dim], y[dim], how)
-    if usable and min(len(real), len(fake)) > NEIGHBOURS:
+    if usable:
         dim, among = max(usable), {}
-        if z and len(floor) > NEIGHBOURS:
-            among = prdc(x[dim], z[dim], NEIGHBOURS)
-        how = (
-            f"by {NEIGHBOURS} nearest neighbours among {dim}-d FID Inception features ({weights.name}); {sides}{beside}"
-        )
-        for name, value in prdc(x[dim], y[dim], NEIGHBOURS).items():
-            add(named(name, dim), value, among.get(name), how)
+        if min(len(real), len(fake)) > NEIGHBOURS:
+            if z and len(floor) > NEIGHBOURS:
+                among = prdc(x[dim], z[dim])
+            how = f"by {NEIGHBOURS} nearest neighbours; {features_words(dim, weights, precision)}; {sides}{beside}"
+            for name, value in prdc(x[dim], y[dim]).items():
+                add(named(name, dim), value, among.get(name), how)
+        else:
+            reason = f"{NEIGHBOURS} nearest neighbours need more than {NEIGHBOURS} images on each side"
+            values.append({"name": named("precision and recall", dim), "value": None, "reason": reason})
     channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
     a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
     # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
@@ -817,12 +826,14 @@ def evaluate(
     return values
 
 
-def as_many_as(train):
-    """How many generated images `conditional` is given: as many as there are real ones, up to 10,000."""
-    return min(len(train.images), 10_000)
+def as_many_as(train, eval_images):
+    """How many generated images `conditional` is given: as many as there are real ones, up to 10 --eval-images."""
+    return min(len(train.images), 10 * eval_images)
 
 
-def conditional(train, held_out, fake, asked, *, dims=(768, 2048), weights=None, device="cpu", steps=800):
+def conditional(
+    train, held_out, fake, asked, *, dims=(768, 2048), weights=None, device="cpu", eval_images=1000, steps=800
+):
     """Does a conditional model obey the class? Values in the form of evaluate().
 
     train, held_out: datasets.Images with labels; without held_out a random tenth of `train` is kept from the
@@ -831,8 +842,14 @@ def conditional(train, held_out, fake, asked, *, dims=(768, 2048), weights=None,
       class accuracy           on generated images, of a small classifier that has seen only real ones
       class accuracy, reverse  on real images, of the same classifier trained on generated ones ("classification
                                accuracy score", Ravuri and Vinyals 2019, 1905.10887): low if a class lacks variety, too
-      FID-768 of <class>       of up to 16 classes, with the largest of dims that the weights reach
+      FID-768 of <class>       of up to 16 classes, with the largest of dims that the weights reach; eval_images are
+                               shared out among them, so that every class has as many as the others
     """
+    channels = max(train.images.shape[1], fake.shape[1])  # beside colour, grey is three equal channels
+    train, held_out = (
+        part and part._replace(images=part.images.expand(-1, channels, -1, -1)) for part in (train, held_out)
+    )
+    fake = fake.expand(-1, channels, -1, -1)
     images, labels, where = train.images, train.labels, "held-out real images"
     if held_out is None:
         order = shuffled(len(images), 2)
@@ -848,6 +865,8 @@ def conditional(train, held_out, fake, asked, *, dims=(768, 2048), weights=None,
     settings = (len(train.classes), device, steps)
     of_real, of_fake = classifier(images, labels, *settings), classifier(fake, asked, *settings)
     real = accuracy(of_real, test, test_labels)
+    often = torch.bincount(test_labels)
+    where += f" ({often.max() / often.sum():.2f} of them are {train.classes[int(often.argmax())]})"
     on_real, on_fake = f"{steps} steps on {len(images)} real images", f"{steps} steps on {len(fake)} generated ones"
     values = [
         {"name": "class accuracy", "value": accuracy(of_real, fake, asked), "real": real,
@@ -857,26 +876,27 @@ def conditional(train, held_out, fake, asked, *, dims=(768, 2048), weights=None,
          "protocol": f"of a small network after {on_fake}, on {len(test)} {where}; beside it, after {on_real}"},
     ]  # fmt: skip
 
-    # Every class gets as many images as the others, so that their FIDs compare.
-    shown = range(min(len(train.classes), 16))
-    of_real, of_fake = ([(labels == c).nonzero()[:, 0] for c in shown] for labels in (train.labels, asked))
-    n = min([200, *(len(rows) // 2 for rows in of_real), *(len(rows) for rows in of_fake)])
     weights, usable, reasons = reachable(dims, weights)
-    if not usable or n < 2:
-        reason = "a class has too few images" if usable else reasons[max(dims)]
-        return [*values, {"name": f"{named('FID', max(dims))} of each class", "value": None, "reason": reason}]
-    dim = max(usable)
-    for c in shown:
-        chosen = of_real[c][shuffled(len(of_real[c]), 0)]
-        images = torch.cat([train.images[chosen[: 2 * n]], fake[of_fake[c][:n]]])
-        x, z, y = features(images, (dim,), weights, device, words=f"features, {train.classes[c]}")[dim].reshape(
-            3, n, dim
-        )
-        values.append(
-            {"name": f"{named('FID', dim)} of {train.classes[c]}", "value": fid(x, y), "real": fid(x, z),
-             "protocol": f"{dim}-d FID Inception features ({weights.name}); {n} generated images of the class against "
-             f"{n} real ones of the training set; beside it, {n} others of these. Compares with FIDs of {n} only"}
-        )  # fmt: skip
+    if not usable:
+        name = f"{named('FID', max(dims))} of each class"
+        return [*values, {"name": name, "value": None, "reason": reasons[max(dims)]}]
+    dim, shown = max(usable), train.classes[:16]
+    n = max(2, eval_images // len(shown))
+    for c, name in enumerate(shown):
+        of_real, of_fake = ((labels == c).nonzero()[:, 0] for labels in (train.labels, asked))
+        value = {"name": f"{named('FID', dim)} of {name}", "value": None}
+        if min(len(of_real) // 2, len(of_fake)) < n:
+            value["reason"] = f"{len(of_real)} real and {len(of_fake)} generated images: {2 * n} and {n} are needed"
+        else:
+            chosen = of_real[shuffled(len(of_real), 0)[: 2 * n]]
+            images = torch.cat([train.images[chosen], fake[of_fake[:n]]])
+            x, z, y = features(images, (dim,), weights, device, words=f"features, {name}")[dim].reshape(3, n, dim)
+            value |= {"value": fid(x, y), "real": fid(x, z)}
+            value["protocol"] = (
+                f"{features_words(dim, weights)}; {n} generated images of the class against {n} real ones of the "
+                f"training set; beside it, {n} others of these. Compares with FIDs of {n} images only"
+            )
+        values.append(value)
     return values
 
 
@@ -931,14 +951,16 @@ def side(text, model, n, size, split, seed, device):
     """Up to n images of one side of the command line, uint8 (<= n, C, H, W), what they are in words, their labels or
     None, and the names of the classes."""
     if model:
-        name, about = model["script"], model["data"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
+        name = model["script"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
         try:
             script = importlib.import_module(name)
         except ModuleNotFoundError as problem:
             raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
-        labels = random_labels(about["counts"], n, seed) if "class" in script.FLAGS else None
+        labels, classes = None, None
+        if "class" in model["flags"]:  # the classes that generate() draws
+            labels, classes = random_labels(model["data"]["counts"], n, seed), model["data"]["classes"]
         words = f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
-        return script.generate(model, n, seed, device), words, labels, about["classes"]
+        return script.generate(model, n, seed, device), words, labels, classes
     data, part = datasets.load(text, size, split), split
     if split == "test":
         part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"
@@ -974,9 +996,9 @@ def main(args):
     if labels is not None and asked is not None and models[0] is None:
         if classes == others:
             train, held_out = datasets.load_parts(args.real, size)
-            many, _, asked, _ = side(args.fake, models[1], as_many_as(train), size, "all", seed + 1, device)
+            many, _, asked, _ = side(args.fake, models[1], as_many_as(train, n), size, "all", seed + 1, device)
             settings = {"dims": args.dims or (768, 2048), "weights": args.weights, "device": device}
-            values += conditional(train, held_out, many, asked, **settings)
+            values += conditional(train, held_out, many, asked, eval_images=n, **settings)
         else:
             print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)
     result = {"real": args.real, "fake": args.fake, "size": size, "values": values}

@@ -10,8 +10,8 @@ writes into each run directory
     weights.png        how the weights of every layer are distributed, at up to 8 moments of the training
     progress.gif       the fixed-latent samples from the first to the last; reconstructions.gif of autoencoders
     strip.png          the first 8 of these samples at a few epochs, one row each
-    interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint; of
-                       autoencoders, on the straight line between the latents of two real images
+    interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint (of
+                       cgan.py also between two classes); of autoencoders, between the latents of two real images
     classes.png        of cvae.py: real images, and their latents decoded as every class
     extremes.png       with --extremes, which needs the data: the generated pictures most and least like real images
 
@@ -364,7 +364,7 @@ def draw_strip(folder, args, epochs=None):
     nearest = {min(samples, key=lambda sample: abs(sample[0] / per_epoch - epoch)) for epoch in wanted}
     rows = []
     for step, path in sorted(nearest):
-        row = rescale(first_images(open_picture(path), size, 8, args["script"] == "cvae"), row_scale(size))
+        row = rescale(first_images(open_picture(path), size, 8, "class" in args["flags"]), row_scale(size))
         rows.append((f"epoch {epoch_text(step, args)}", row))
     return png(labelled_rows(rows))
 
@@ -386,7 +386,8 @@ def open_model(folder):
 
 
 def draw_interpolation(folder, args):
-    """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line.
+    """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line. Of a
+    conditional model a pair has one class, and a third row goes from it to the next class with one latent.
 
     A straight line between two Gaussian vectors passes nearer to the origin than any likely latent; the sphere keeps
     the length. That is why the two rows of a pair agree at the ends and may differ in the middle.
