@@ -534,6 +534,7 @@ def test_evaluate(small_weights, monkeypatch):
     by_name = {value["name"]: value for value in values}
     assert list(by_name) == [
         "FID-64", "KID-64", "collapse (features 64)", "FID-192", "KID-192", "collapse (features 192)",
+        "precision-192", "recall-192", "density-192", "coverage-192",
         "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)",
     ]  # fmt: skip
     x, y, z = (metrics.features(side, (64,), small_weights)[64] for side in (real, fake, floor))
@@ -542,6 +543,10 @@ def test_evaluate(small_weights, monkeypatch):
     assert by_name["FID-64"]["value"] > by_name["FID-64"]["real"]
     assert by_name["collapse (pixels)"]["pairs"] == 90 and by_name["collapse (pixels)"]["real_pairs"] == 132
     assert "subsets of 10" in by_name["KID-64"]["protocol"]
+    x, y, z = (metrics.features(side, (192,), small_weights)[192] for side in (real, fake, floor))
+    for (name, value), among in zip(metrics.prdc(x, y).items(), metrics.prdc(x, z).values(), strict=True):
+        assert (by_name[f"{name}-192"]["value"], by_name[f"{name}-192"]["real"]) == (value, among)
+        assert "192-d FID Inception" in by_name[f"{name}-192"]["protocol"]
     for name, pair in ("generated, real", (real, fake)), ("among generated", (fake,)):
         value = by_name[f"MS-SSIM ({name})"]
         assert (value["value"], value["error"]) == metrics.pair_ms_ssim(*pair)
@@ -569,8 +574,10 @@ def test_evaluate_averages_real_images_down(small_weights):
     small = metrics.evaluate(halved(real), fake, halved(floor), **options)
     found = metrics.evaluate(real, fake, floor, **options)
     assert [v["value"] for v in found] == [v["value"] for v in small]
-    assert [v["real"] for v in found] == [v["real"] for v in small]
-    assert all("6 real images averaged down to 20x20" in v["protocol"] for v in found)
+    assert [v.get("real") for v in found] == [v.get("real") for v in small]
+    few = [v for v in found if v["value"] is None]
+    assert [v["name"] for v in few] == ["precision and recall-64"] and "more than 5 images" in few[0]["reason"]
+    assert all("6 real images averaged down to 20x20" in v["protocol"] for v in found if v not in few)
     assert "6 other real images averaged down to 20x20 against" in found[0]["protocol"]
     assert "averaged" not in str(small)
     whole = metrics.evaluate(real, images(5, 40), floor, **options)  # features of another size are not taken for these
