@@ -211,8 +211,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 try:
-    from datasets import InputError, Run, describe, grid, latents, one_hot, random_labels, run_program, save_picture
-    from datasets import to_uint8, update_average, use_generator, walks  # isort: skip
+    from datasets import InputError, Run, channels, class_inputs, class_rows, describe, flags_of, grid, latents
+    from datasets import one_hot, run_program, save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -222,11 +222,6 @@ EMBEDDING = 128  # length of a class's embedding; in --arch resnet18 also of the
 # ---------------------------------------------------------------------------------------------------- networks
 # Pictures are (N, colours, size, size) in [-1, 1]. Classes y are float (N, classes): one-hot, or between two classes a
 # mixture, whose embedding is then a mixture too.
-
-
-def channels(size, width):
-    """Channel counts at 4x4, 8x8, ... size/2. They double at every halving, up to 8 times the width."""
-    return [width * min(8, size // (2 * side)) for side in (2**k for k in range(2, size.bit_length() - 1))]
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -304,14 +299,13 @@ class PoolingGenerator(nn.Module):
 
     def __init__(self, size, colours, classes, latent_dim, width):
         super().__init__()
-        counts = [2 * EMBEDDING, *channels(size, width)]  # at size 32, width 64: 256; 256, 128, 64
+        counts = channels(size, width)  # at size 32, width 64: 256, 128, 64
         self.lift_z, self.lift_y = nn.Linear(latent_dim, EMBEDDING), nn.Linear(classes, EMBEDDING)
-        layers = [nn.Unflatten(1, (-1, 1, 1))]
+        layers = [nn.Unflatten(1, (-1, 1, 1)), nn.ConvTranspose2d(2 * EMBEDDING, counts[0], 4, 1, 0, bias=False)]
         for before, after in zip(counts, counts[1:], strict=False):
-            first = len(layers) == 1  # to 4x4, then to twice the side
-            layers += [nn.ConvTranspose2d(before, after, 4, 1 if first else 2, 0 if first else 1, bias=False)]
-            layers += [nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        layers += [nn.AvgPool2d(2), nn.Flatten()]  # (N, f, size/2, size/2) -> (N, f * size/4 * size/4)
+            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]  # to (N, f, size/2, size/2)
+        layers += [nn.BatchNorm2d(counts[-1]), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten()]
         layers += [nn.Linear(counts[-1] * (size // 4) ** 2, colours * size**2), nn.Tanh()]
         self.layers = nn.Sequential(*layers, nn.Unflatten(1, (colours, size, size)))
 
@@ -513,7 +507,7 @@ def load_generator(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained generator in eval mode: BatchNorm uses its running statistics, so that a picture
     depends on its own latent and class only and not on the others in its batch."""
     data = checkpoint["data"]
-    generator = make_generator(argparse.Namespace(**checkpoint["flags"]), data["channels"], len(data["classes"]))
+    generator = make_generator(flags_of(checkpoint, FLAGS), data["channels"], len(data["classes"]))
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
     return generator.to(device, memory_format=torch.channels_last).eval()
 
@@ -531,10 +525,8 @@ def generate(checkpoint, n, seed=0, device="cpu", label=None):
 
     label: the number of a class; None: classes as frequent as in the data, those of random_labels.
     """
-    counts = checkpoint["data"]["counts"]
-    labels = random_labels(counts, n, seed) if label is None else torch.full((n,), label)
-    z = latents(n, checkpoint["flags"]["latent_dim"], seed)
-    return pictures(load_generator(checkpoint, device), z, one_hot(labels, len(counts)))
+    inputs = class_inputs(checkpoint["data"]["counts"], n, checkpoint["flags"]["latent_dim"], seed, label)
+    return pictures(load_generator(checkpoint, device), *inputs)
 
 
 def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu", label=None):
@@ -593,10 +585,7 @@ def main(args):
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
     shown = generator if average is None else average  # whose pictures are shown and measured
-    # The samples: a row for each class (of many, the first 16) from the same eight latents.
-    rows = min(classes, 16)
-    fixed = latents(8, args.latent_dim, args.seed + 1).repeat(rows, 1)
-    fixed_y = one_hot(torch.arange(rows).repeat_interleave(8), classes)
+    fixed = class_rows(classes, args.latent_dim, args.seed + 1)  # of the samples
 
     def pictures_now(z, y):
         images = pictures(shown.eval(), z, y)
@@ -604,11 +593,10 @@ def main(args):
         return images
 
     def sample():
-        save_picture(grid(pictures_now(fixed, fixed_y), 8), run.path / "samples" / f"{run.step:06d}.png")
+        save_picture(grid(pictures_now(*fixed), 8), run.path / "samples" / f"{run.step:06d}.png")
 
     def fakes(n):
-        y = one_hot(random_labels(run.about["counts"], n, args.seed + 2), classes)
-        return pictures_now(latents(n, args.latent_dim, args.seed + 2), y)
+        return pictures_now(*class_inputs(run.about["counts"], n, args.latent_dim, args.seed + 2))
 
     with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
         for step in run.steps():

@@ -198,8 +198,9 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, above, describe, from_uint8, grid, latents, measured_on, one_hot, random_labels
-    from datasets import run_program, save_picture, shuffled, to_uint8, update_average, use_generator  # isort: skip
+    from datasets import Run, above, channels, class_inputs, class_rows, describe, flags_of, from_uint8, grid
+    from datasets import measured_on, one_hot, run_program, save_picture, shuffled, to_uint8, update_average  # isort: skip
+    from datasets import use_generator  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -215,7 +216,7 @@ class CVAE(nn.Module):
 
     def __init__(self, size, colours, classes, latent_dim, width):
         super().__init__()
-        counts = [width * min(8, 2**k) for k in range(size.bit_length() - 3)]  # at size 64, width 64: 64 128 256 512
+        counts = channels(size, width)[::-1]  # at size 64, width 64: 64, 128, 256, 512
         layers, before = [], colours
         for after in counts:  # side halves: 32, 16, 8, 4
             layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
@@ -318,7 +319,7 @@ def train_step(step, args, batches, cvae, optimiser, average, autocast):
 
 def load_cvae(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained network in eval mode (the averaged one if there is one), and its flags."""
-    args, data = argparse.Namespace(**checkpoint["flags"]), checkpoint["data"]
+    args, data = flags_of(checkpoint, FLAGS), checkpoint["data"]
     cvae = CVAE(args.size, data["channels"], len(data["classes"]), args.latent_dim, args.width)
     cvae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["cvae"])
     return cvae.to(device, memory_format=torch.channels_last).eval(), args
@@ -347,10 +348,8 @@ def generate(checkpoint, n, seed=0, device="cpu", label=None):
     label: the number of a class; None: classes as frequent as in the data, those of random_labels.
     """
     cvae, args = load_cvae(checkpoint, device)
-    counts = checkpoint["data"]["counts"]
-    labels = random_labels(counts, n, seed) if label is None else torch.full((n,), label)
-    z = latents(n, args.latent_dim, seed)
-    return pictures(cvae, z, one_hot(labels, len(counts)), args.likelihood)
+    z, y = class_inputs(checkpoint["data"]["counts"], n, args.latent_dim, seed, label)
+    return pictures(cvae, z, y, args.likelihood)
 
 
 def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu"):
@@ -430,10 +429,7 @@ def main(args):
     optimiser = torch.optim.Adam(cvae.parameters(), args.lr, fused=run.device.type != "mps")
     shown = cvae if average is None else average  # whose pictures are shown and measured
 
-    # The samples: a row for each class (of many, the first 16) from the same eight latents.
-    rows = min(classes, 16)
-    fixed = latents(8, args.latent_dim, args.seed + 1).repeat(rows, 1)
-    fixed_y = one_hot(torch.arange(rows).repeat_interleave(8), classes)
+    fixed = class_rows(classes, args.latent_dim, args.seed + 1)  # of the samples
     # Real images whose reconstructions are shown, of one class after the other. They are kept in the checkpoint.
     pool, _ = measured_on(data, run.held_out)
     order = shuffled(len(pool.images), args.seed).tolist()
@@ -446,14 +442,13 @@ def main(args):
     def sample():
         shown.eval()  # BatchNorm's running statistics: a picture does not depend on the others in its batch
         file = f"{run.step:06d}.png"
-        save_picture(grid(pictures(shown, fixed, fixed_y, args.likelihood), 8), run.path / "samples" / file)
+        save_picture(grid(pictures(shown, *fixed, args.likelihood), 8), run.path / "samples" / file)
         back = pictures(shown, encode(shown, examples, example_y), example_y, args.likelihood)
         save_picture(above(examples, back), run.path / "reconstructions" / file)
         shown.train()
 
     def fakes(n):
-        y = one_hot(random_labels(run.about["counts"], n, args.seed + 2), classes)
-        z = latents(n, args.latent_dim, args.seed + 2)
+        z, y = class_inputs(run.about["counts"], n, args.latent_dim, args.seed + 2)
         made = pictures(shown.eval(), z, y, args.likelihood)
         shown.train()
         return made

@@ -394,6 +394,21 @@ def random_labels(counts, n, seed):
     return torch.searchsorted(up_to, torch.rand(n, generator=generator).double(), right=True)
 
 
+def class_inputs(counts, n, latent_dim, seed, label=None):
+    """What a conditional model makes n pictures of: latents (n, latent_dim) and one-hot classes (n, classes).
+
+    counts: of the images of each class; label: the number of the one class asked for. None: those of random_labels.
+    """
+    labels = random_labels(counts, n, seed) if label is None else torch.full((n,), label)
+    return latents(n, latent_dim, seed), one_hot(labels, len(counts))
+
+
+def class_rows(classes, latent_dim, seed):
+    """The same for the samples: a row for each class (of many, the first 16) from the same eight latents."""
+    rows = min(classes, 16)
+    return latents(8, latent_dim, seed).repeat(rows, 1), one_hot(torch.arange(rows).repeat_interleave(8), classes)
+
+
 def to_uint8(images):
     """Float images in [-1, 1] -> uint8: the exact inverse of the scaling above. Rounded, not truncated."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -946,7 +961,7 @@ def resumed(script, flags, args):
     checkpoint = checkpoint_of(script, args.resume)
     if not Path(args.resume).is_dir():
         raise InputError(f"--resume takes a run directory: --resume {Path(args.resume).parent}")
-    merged = {k: v[0] for k, v in flags.items()} | checkpoint["flags"]
+    merged = vars(flags_of(checkpoint, flags))
     for name in args.explicit:
         new = getattr(args, name)
         if name not in CHANGEABLE | {"data"} and new != merged[name]:  # data: its fingerprint is compared
@@ -1307,6 +1322,11 @@ def checkpoint_of(script, path):
     return checkpoint
 
 
+def flags_of(checkpoint, flags):
+    """The flags of a checkpoint as a Namespace. One that the script got later has its default. flags: its FLAGS."""
+    return argparse.Namespace(**{name: flag[0] for name, flag in flags.items()} | checkpoint["flags"])
+
+
 def weights_used(checkpoint):
     """Which weights of a checkpoint make its pictures, in words."""
     ema = checkpoint["flags"]["ema"]
@@ -1323,6 +1343,11 @@ def update_average(average, network, decay):
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for ours, theirs in zip(average.buffers(), network.buffers(), strict=True):
         ours.copy_(theirs)
+
+
+def channels(size, width):
+    """Channel counts at 4x4, 8x8, ... size/2. They double at every halving, up to 8 times the width."""
+    return [width * min(8, size // (2 * side)) for side in (2**k for k in range(2, size.bit_length() - 1))]
 
 
 def describe(network, *inputs):

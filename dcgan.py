@@ -186,19 +186,14 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, describe, grid, latents, run_program, save_picture, to_uint8, update_average
-    from datasets import use_generator, walks  # isort: skip
+    from datasets import Run, channels, describe, flags_of, grid, latents, run_program, save_picture, to_uint8
+    from datasets import update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"dcgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
 SCRIPT = "dcgan"
 
 # ---------------------------------------------------------------------------------------------------- networks
-
-
-def channels(size, width):
-    """Channel counts at 4x4, 8x8, ... size/2. They double at every halving, up to 8 times the width."""
-    return [width * min(8, size // (2 * side)) for side in (2**k for k in range(2, size.bit_length() - 1))]
 
 
 class Generator(nn.Module):
@@ -367,9 +362,7 @@ LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
 def load_generator(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained generator in eval mode: BatchNorm uses its running statistics, so that a picture
     depends on its own latent only and not on the others in its batch."""
-    # a checkpoint from before --arch has the first kind of networks
-    args = argparse.Namespace(**{"arch": "dcgan"} | checkpoint["flags"])
-    generator = make_generator(args, checkpoint["data"]["channels"])
+    generator = make_generator(flags_of(checkpoint, FLAGS), checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
     return generator.to(device, memory_format=torch.channels_last).eval()
 

@@ -973,6 +973,7 @@ def side(text, model, n, size, split, seed, device):
 
 def main(args):
     device, n, seed = pick_device(args.device, args.precision)[0], args.eval_images, args.seed
+    weights = args.weights
     if args.weights or args.dims:  # what is asked for by name must be there, and is missed before the long work
         weights = load_weights(args.weights)
         for dim in args.dims or []:
@@ -990,14 +991,14 @@ def main(args):
         if len(images) < n:
             print(f"metrics.py: {name} has only {len(images)} of the {n} images asked for", file=sys.stderr)
     values = evaluate(
-        real, fake, floor if args.floor else None, dims=args.dims or (768, 2048), weights=args.weights, device=device,
+        real, fake, floor if args.floor else None, dims=args.dims or (768, 2048), weights=weights, device=device,
         precision=args.precision, seed=seed, real_words=real_words, fake_words=fake_words,
     )  # fmt: skip
     if labels is not None and asked is not None and models[0] is None:
         if classes == others:
             train, held_out = datasets.load_parts(args.real, size)
             many, _, asked, _ = side(args.fake, models[1], as_many_as(train, n), size, "all", seed + 1, device)
-            settings = {"dims": args.dims or (768, 2048), "weights": args.weights, "device": device}
+            settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
             values += conditional(train, held_out, many, asked, eval_images=n, **settings)
         else:
             print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)

@@ -179,9 +179,9 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, above, beside, checkpoint_of, describe, from_uint8, grid, latents
-    from datasets import load_parts, measured_on, pick_device, run_program, save_picture, shuffled, to_uint8  # isort: skip
-    from datasets import update_average, weights_used, write_pictures  # isort: skip
+    from datasets import InputError, Run, above, beside, checkpoint_of, describe, flags_of, from_uint8, grid
+    from datasets import latents, load_parts, measured_on, pick_device, run_program, save_picture, shuffled  # isort: skip
+    from datasets import to_uint8, update_average, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -319,7 +319,7 @@ def train_step(step, args, batches, vae, optimiser, average, autocast):
 
 def load_vae(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained network (the averaged one if there is one), and the flags it was trained with."""
-    args = argparse.Namespace(**checkpoint["flags"])
+    args = flags_of(checkpoint, FLAGS)
     vae = VAE(args.size, checkpoint["data"]["channels"], args.latent_dim, args.width)
     vae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["vae"])
     return vae.to(device).eval(), args

@@ -204,19 +204,14 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, channel_moments, describe, grid, latents, run_program, save_picture
-    from datasets import to_uint8, update_average, use_generator, walks  # isort: skip
+    from datasets import InputError, Run, channel_moments, channels, describe, flags_of, grid, latents, run_program
+    from datasets import save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"wgan_gp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
 SCRIPT = "wgan_gp"
 
 # ---------------------------------------------------------------------------------------------------- networks
-
-
-def channels(size, width):
-    """Channel counts at 4x4, 8x8, ... size/2. They double at every halving, up to 8 times the width."""
-    return [width * min(8, size // (2 * side)) for side in (2**k for k in range(2, size.bit_length() - 1))]
 
 
 def growth_at(step, args):
@@ -499,7 +494,7 @@ LOSSES = ("loss_critic", "loss_g", "wasserstein", "penalty", "gradient_norm")
 def load_generator(checkpoint, device="cpu"):
     """Checkpoint dict -> the trained generator in eval mode (BatchNorm uses its running statistics, so that a picture
     depends on its own latent only), the stage and alpha it was last trained with, and its scale."""
-    args = argparse.Namespace(**checkpoint["flags"])
+    args = flags_of(checkpoint, FLAGS)
     generator = make_generator(args, checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
     generator.to(device, memory_format=torch.channels_last).eval()
