@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import REAL
 from torch import nn
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
@@ -369,7 +368,7 @@ def test_the_class_changes_the_picture_and_only_the_asked_one_is_made(here, caps
     assert not torch.equal(lion, dog)
     cvae.main(cvae.parse_args("--load r --generate 4 --class lion --to lion.png".split()))
     assert torch.equal(torch.tensor(np.asarray(datasets.Image.open("lion.png"))[:16, :16]), lion[0].permute(1, 2, 0))
-    labels = cvae.random_labels([40, 15, 5], 6000, seed=1)
+    labels = datasets.random_labels([40, 15, 5], 6000, seed=1)
     assert torch.bincount(labels).tolist() == pytest.approx([4000, 1500, 500], rel=0.08)
     rows, columns = cvae.as_every_class(checkpoint)
     assert columns == 5 and len(rows) == 8 * 5
@@ -431,12 +430,10 @@ def test_autoencoder_values():
 
 
 @pytest.mark.parametrize("name, file, preset", [("vae_mlp", "cats64.zip", "cats"), ("cvae", "animals5.zip", "animals")])
-def test_real_images_train(here, name, file, preset, capsys):
-    if not (REAL / file).exists():
-        pytest.skip("the real data are not beside the project")
+def test_real_images_train(here, real, name, file, preset, capsys):
     script = importlib.import_module(name)
     small = "--width 16 --steps 30 --batch 32 --eval-images 0 --log-every 30 --out r".split()
-    script.main(script.parse_args(["--preset", preset, "--data", str(REAL / file), *small]))
+    script.main(script.parse_args(["--preset", preset, "--data", str(real(file)), *small]))
     checkpoint = datasets.read_checkpoint("r")
     images = checkpoint["examples"]
     assert (here / "r/samples/000030.png").exists() and (here / "r/reconstructions/000030.png").exists()

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import REAL, ROOT
+from conftest import ROOT
 from PIL import Image
 
 import datasets
@@ -558,10 +558,8 @@ def test_command_line_error_is_one_line(here):
 
 
 @pytest.mark.parametrize("name, count, classes", [("cats64.zip", 23373, 0), ("food27.zip", 12299, 27)])
-def test_real_data(here, name, count, classes):
-    if not (REAL / name).exists():
-        pytest.skip("the real data are not beside the project")
-    data = load(REAL / name, 64)
+def test_real_data(real, name, count, classes):
+    data = load(real(name), 64)
     assert data.images.shape == (count, 3, 64, 64) and len(data.classes) == classes
     assert 80 < data.images[::50].float().mean() < 160 and data.held_out == (classes > 0)
 

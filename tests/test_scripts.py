@@ -163,7 +163,7 @@ def test_kill_at_any_moment_leaves_a_checkpoint_that_resumes(tiny, name):
     command = [sys.executable, ROOT / f"{name}.py", *TINY, "--steps", "100000", "--save-every", "1", "--out", "r"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     last, step = tiny / "r/last.pt", -1
-    for pause in (0.0, 0.37):
+    for pause in (0.0, 0.37) if name == "dcgan" else (0.13,):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         deadline, seen = time.time() + 120, last.stat().st_mtime_ns if last.exists() else 0
         while not (last.exists() and last.stat().st_mtime_ns > seen):
@@ -259,17 +259,17 @@ def program(folder, *arguments, **environment):
 
 @every_script
 def test_copied_alone_it_trains_resumes_and_samples(tiny, name):
-    """In processes of their own, with nothing but datasets.py beside: and resume is exact between processes too."""
+    """In processes of their own, with nothing but datasets.py beside. Resume is exact between processes too."""
     shutil.copy(ROOT / f"{name}.py", tiny)
     shutil.copy(ROOT / "datasets.py", tiny)
     common = [f"{name}.py", *TINY, *SCRIPTS[name]]
-    whole = program(tiny, *common, "--steps", "20", "--eval-every", "10", "--out", "a")
-    assert whole.returncode == 0, whole.stderr
-    lines = whole.stderr.splitlines()
+    first = program(tiny, *common, "--steps", "10", "--eval-every", "10", "--out", f"runs/{name}-tiny-7")
+    assert first.returncode == 0, first.stderr
+    lines = first.stderr.splitlines()
     assert [line.split(":")[0] for line in lines] == ["metrics.py is not used", "report.py is not used"], lines
-    first = program(tiny, *common, "--steps", "10", "--out", f"runs/{name}-tiny-7")
     second = program(tiny, f"{name}.py", "--resume", "--steps", "20")
-    assert first.returncode == second.returncode == 0, second.stderr
+    assert second.returncode == 0, second.stderr
+    train(name, "--steps", "20", "--out", "a")
     assert_same("a", f"runs/{name}-tiny-7")
     made = program(tiny, f"{name}.py", "--load", "a", "--generate", "5", "--to", "pictures")
     assert made.returncode == 0 and len(list((tiny / "pictures").glob("*.png"))) == 5
