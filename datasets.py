@@ -4,14 +4,14 @@ A small image set fits in memory: 23,000 colour images of 64x64 are 290 MB of by
 and nothing is decoded during training. `load` decodes, crops and resizes each image once, keeps the result in
 `data/<name>-<size>.npy`, and returns one tensor. `Batches` picks rows of it and scales them to [-1, 1].
 
-    python datasets.py                                          # what there is, and what is prepared
+    python datasets.py                                          # what there is, what is prepared, how large it is
     python datasets.py shapes --size 32 --show shapes.png       # look at it
     python datasets.py photos.zip --size 64 --stats             # count it
     python datasets.py photos.zip --size 64 --svd svd.png       # how many dimensions the images take up
 
 A data set is one of the names below, or a path of your own: a folder or a zip of images (sub-folders are classes;
-`train/` and `test/` on top are splits), or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and, if you have
-them, `labels`, `classes` and `split` (0 train, 1 test).
+`train/` and `test/` or `val/` on top are splits), or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and,
+if you have them, `labels`, `classes` and `split` (0 train, 1 test).
 
 The last two sections hold what all scripts of the collection share: atomic files, locks, checkpoints and grids; and
 `Run`, the plumbing around a training loop.
@@ -27,15 +27,13 @@ KNOWN = {
     "fashion-mnist": "70,000 pieces of clothing, 28x28 grey (torchvision)",
     "cifar10": "60,000 photographs in 10 classes, 32x32 colour (torchvision)",
     "cats64": "29,843 cat faces, 64x64 colour (github.com/fferlito/Cat-faces-dataset)",
-    "animals": "13,000 photographs of 5 animals (Kaggle)",
+    "animals": "photographs of 5 animals (Kaggle; to be fetched by hand)",
     "food64": "101,000 photographs of food in 101 classes (Food-101; a download of 5 GB)",
-    "artbench10": "60,000 paintings in 10 styles (ArtBench-10)",
+    "artbench10": "60,000 paintings in 10 styles (ArtBench-10): 32x32, above that made from 256x256",
 }
-BY_HAND = {  # what cannot be fetched by a program, or has no loader of its own here: where to get and where to put it
-    "animals": "get 'antobenedetti/animals' from Kaggle (a login is needed), unpack it into data/downloads/animals, "
-    "and give that folder: --data data/downloads/animals",
-    "artbench10": "get artbench-10-imagefolder-split.tar from artbench.eecs.berkeley.edu/files/, unpack it into "
-    "data/downloads, and give the folder: --data data/downloads/artbench-10-imagefolder-split",
+BY_HAND = {  # what a program cannot fetch: where to get it and where to put it
+    "animals": "get the zip of 'antobenedetti/animals' from Kaggle (a login is needed) and put it at "
+    "data/downloads/animals.zip, or its folder at data/downloads/animals",
 }
 
 
@@ -62,17 +60,18 @@ if __name__ == "__main__":  # before the slow imports, so that --help and typing
 import contextlib
 import csv
 import hashlib
+import http.client
 import importlib
 import io
 import json
 import math
 import os
 import platform
-import re
 import shutil
 import signal
 import tarfile
 import time
+import urllib.error
 import urllib.request
 import warnings
 import zipfile
@@ -135,7 +134,12 @@ def load(name_or_path, size, split="train"):
         raise InputError(f"the name of the data is empty: give a path or one of {', '.join(KNOWN)}")
     path = Path(name_or_path)
     if named := is_named(name_or_path):
-        key, stamp, open_source = name_or_path, "1", lambda: named_source(name_or_path)
+        key, stamp, open_source = name_or_path, "1", lambda: named_source(name_or_path, size)
+        if name_or_path in BY_HAND:
+            found = [path for path in (DATA / "downloads" / name_or_path, DATA / "downloads" / f"{name_or_path}.zip")
+                     if path.exists()]  # fmt: skip
+            # without the files, what was once prepared of them is taken as it is
+            stamp, open_source = path_source(found[0])[1:] if found else (None, open_source)
     elif path.exists():
         key, stamp, open_source = path_source(path)
     else:
@@ -462,6 +466,9 @@ def zip_source(path):
     return from_files([m.filename for m in members], read, path)
 
 
+HELD_OUT = ("test", "val", "valid", "validation")  # names of the folder beside train/; the first that is there is used
+
+
 def from_files(names, read, path):
     """File names -> Source: splits and classes are read off the folders. names: with '/', in the order of `read`."""
     if not names:
@@ -469,12 +476,18 @@ def from_files(names, read, path):
     parts = [name.split("/") for name in names]
     while len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts):  # one folder around everything
         parts = [p[1:] for p in parts]
-    tops, split = {p[0] for p in parts}, None
-    if "train" in tops and tops & {"val", "valid", "validation", "test"} and tops != {"train", "test"}:
-        raise InputError(f"'{path}' holds {', '.join(sorted(tops))}: of splits only train/ and test/ are known")
-    if tops == {"train", "test"} and all(len(p) > 1 for p in parts):
-        split = [int(p[0] == "test") for p in parts]
-        parts = [p[1:] for p in parts]
+    tops, split = {p[0] for p in parts if len(p) > 1}, None
+    if "train" in tops and (held_out := [name for name in HELD_OUT if name in tops]):
+        rows = [i for i, p in enumerate(parts) if p[0] in ("train", held_out[0]) and len(p) > 1]
+        if len(rows) < len(parts):
+            left = f"{len(parts) - len(rows)} images outside train/ and {held_out[0]}/"
+            print(f"{path}: {left} are not used", file=sys.stderr)
+        of_all, names, parts = read, [names[i] for i in rows], [parts[i] for i in rows]
+        split, parts = [int(p[0] != "train") for p in parts], [p[1:] for p in parts]
+
+        def read(i):
+            return of_all(rows[i])
+
     labels, classes = None, []
     if all(len(p) > 1 for p in parts):  # an image outside every sub-folder has no class: then nothing is labelled
         classes = sorted({p[0] for p in parts})
@@ -522,64 +535,131 @@ def array_source(images, labels, classes, split):
     return Source(names, lambda i: Image.fromarray(images[i]), labels, classes, split)
 
 
-def named_source(name):
+def named_source(name, size):
     if name in BY_HAND:
         raise InputError(f"'{name}' cannot be downloaded by this program: {BY_HAND[name]}")
+    if name == "artbench10" and size > 32:
+        return artbench_source()
     return {"cats64": cats64_source, "food64": food101_source}.get(name, lambda: torchvision_source(name))()
 
 
 def torchvision_source(name):
+    """Archives that torchvision knows (address, checksum) and reads. `fetch` gets them, for it can go on where a broken
+    download stopped."""
     import torchvision
+    from torchvision.datasets.utils import check_integrity
+
+    class ArtBench10(torchvision.datasets.CIFAR10):
+        """At 32x32, in CIFAR-10's format (Liao et al. 2022, github.com/liaopeiyuan/artbench). No tgz_md5: two versions
+        of the archive are about, which hold the same files."""
+
+        base_folder, filename, tgz_md5 = "artbench-10-batches-py", "artbench-10-python.tar.gz", None
+        url = f"{ARTBENCH}{filename}"
+        train_list = [
+            ["data_batch_1", "c2e02a78dcea81fe6fead5f1540e542f"],
+            ["data_batch_2", "1102a4dcf41d4dd63e20c10691193448"],
+            ["data_batch_3", "177fc43579af15ecc80eb506953ec26f"],
+            ["data_batch_4", "566b2a02ccfbafa026fbb2bcec856ff6"],
+            ["data_batch_5", "faa6a572469542010a1c8a2a9a7bf436"],
+        ]
+        test_list = [["test_batch", "fa44530c8b8158467e00899609c19e52"]]
+        meta = {"filename": "meta", "key": "styles", "md5": "5bdcafa7398aa6b75d569baaec5cd4aa"}
 
     make = {
         "mnist": torchvision.datasets.MNIST,
         "fashion-mnist": torchvision.datasets.FashionMNIST,
         "cifar10": torchvision.datasets.CIFAR10,
+        "artbench10": ArtBench10,
     }[name]
     root = DATA / "downloads"
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            parts = [make(root, train=train, download=True) for train in (True, False)]
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"'{name}' could not be downloaded ({short(error)}): get it with torchvision.datasets.{make.__name__} on "
-            f"another machine and copy its folder into {root}"
-        ) from None
+    raw = root / make.__name__ / "raw"  # of MNIST and its kin
+    if hasattr(make, "resources"):
+        archives = [(raw / file, [mirror + file for mirror in make.mirrors], md5) for file, md5 in make.resources]
+    else:
+        archives = [(root / make.filename, [make.url], make.tgz_md5)]
+    for path, urls, md5 in archives:
+        fetch(urls, path, lambda p, md5=md5: check_integrity(str(p), md5))
+    with locked(root / f"{name}.lock", wait=f"another process is unpacking {name}; waiting for it"):
+        if hasattr(make, "resources"):
+            for path, *_ in archives:  # MNIST's reader believes what kill -9 left of a file while it was unpacked
+                path.with_suffix("").unlink(missing_ok=True)
+        try:
+            with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
+                parts = [make(root, train=train, download=True) for train in (True, False)]
+        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+            files = ", ".join(str(path) for path, *_ in archives)
+            raise InputError(
+                f"'{name}' cannot be read from {files} ({short(error)}): delete it and try again"
+            ) from None
     images = np.concatenate([np.asarray(part.data) for part in parts])
     labels = [int(label) for part in parts for label in part.targets]
     split = [0] * len(parts[0].data) + [1] * len(parts[1].data)
     return array_source(images, labels, [str(c) for c in parts[0].classes], split)
 
 
+ARTBENCH = "https://artbench.eecs.berkeley.edu/files/"
+
+
+def artbench_source(images=60_000):
+    """ArtBench-10 at 256x256, from the one .tar of its train/ and test/ folders, which is never unpacked to disk.
+
+    No checksum of it is published: it is believed if it ends as a .tar does and holds all of its `images`.
+    """
+    path = DATA / "downloads" / "artbench-10-imagefolder-split.tar"
+
+    def members(file):
+        with tarfile.open(file, "r:") as archive:
+            found = [m for m in archive if m.isfile() and is_image(m.name)]
+        return sorted(found, key=lambda member: member.name)
+
+    def whole(file):
+        with contextlib.suppress(tarfile.TarError):  # "unexpected end of data" and others
+            return len(members(file)) == images
+        return False
+
+    found = members(fetch([ARTBENCH + path.name], path, whole))
+
+    def read(i):
+        with open(path, "rb") as file:
+            file.seek(found[i].offset_data)
+            return Image.open(io.BytesIO(file.read(found[i].size)))
+
+    return from_files([member.name for member in found], read, path)
+
+
+FOOD101 = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87"  # address, MD5
+
+
 def food101_source(held_out=20):
-    """Food-101 (Bossard et al. 2014): 1,000 photographs of each of 101 dishes, fetched and unpacked by torchvision.
+    """Food-101 (Bossard et al. 2014): 1,000 photographs of each of 101 dishes, unpacked by torchvision.
 
     The split is not the published one (750 and 250 a class) but as in the report that is reproduced: `held_out` random
     images of each class are for testing (2,020 together), all others, of both published parts, for training. The draw
     depends on the names of the files only. A class as small as that keeps one image for training.
     """
     from torchvision.datasets import Food101
+    from torchvision.datasets.utils import check_integrity
 
     root = DATA / "downloads"
     folder = root / "food-101"
-    by_hand = (
-        f"get food-101.tar.gz from data.vision.ee.ethz.ch/cvl/ and unpack it into {root}, so that {folder / 'images'} "
-        f"and {folder / 'meta'} are there"
-    )
+    by_hand = f"unpack food-101.tar.gz into {root}, so that {folder / 'images'} and {folder / 'meta'} are there"
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            fetch([FOOD101[0]], root / "food-101.tar.gz", lambda path: check_integrity(str(path), FOOD101[1]))
         with (
-            locked(root / "food-101.lock", wait="another process is fetching food-101; waiting for it"),
-            contextlib.redirect_stdout(sys.stderr),
+            locked(root / "food-101.lock", wait="another process is unpacking food-101; waiting for it"),
+            open(os.devnull, "w", encoding="utf-8") as null,
+            contextlib.redirect_stdout(null),
             contextlib.ExitStack() as undo,
         ):
-            if not folder.exists():  # torchvision believes any folder, also one that was unpacked only in part ...
+            if not folder.exists():  # torchvision believes any folder, also one that was unpacked only in part
+                print("unpacking food-101.tar.gz", file=sys.stderr)
                 undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            Food101(root, download=True)  # ... but no archive without the right MD5: one cut short is fetched again
-            undo.pop_all()
+                Food101(root, download=True)
+                undo.pop_all()
         lists = [json.loads((folder / "meta" / f"{part}.json").read_text("utf-8")) for part in ("train", "test")]
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"'food64' is not in {folder} and cannot be downloaded ({short(error)}): {by_hand}") from None
+        raise InputError(f"'food64' cannot be read from {folder} ({short(error)}): delete it, or {by_hand}") from None
     # {"apple_pie": ["apple_pie/1005649", ...], ...}; sorted, so that nothing depends on the order in the lists
     names = sorted({f"{name}.jpg" for part in lists for of_class in part.values() for name in of_class})
     files = [folder / "images" / name for name in names]
@@ -609,7 +689,7 @@ def cats64_source():
     """29,843 cat faces in three archives, about a fifth of them exact duplicates. Used as published."""
     names, files = [], []
     for file, blob in CATS64_BLOBS.items():
-        path = fetch(CATS64 + file, DATA / "downloads" / "cats64" / file, lambda p, blob=blob: git_blob(p) == blob)
+        path = fetch([CATS64 + file], DATA / "downloads" / "cats64" / file, lambda p, blob=blob: git_blob(p) == blob)
         with tarfile.open(path) as archive:
             for member in archive:  # read in memory, never unpacked to disk
                 if member.isfile() and is_image(Path(member.name).name) and member.size <= MAX_FILE:
@@ -624,30 +704,80 @@ def git_blob(path):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def fetch(url, path, check):
-    """Download `url` to `path` unless a file that passes `check` is there. Never leaves an unchecked file at `path`."""
-    by_hand = f"download {url} yourself and put it at {path}"
-    if path.exists():
-        if check(path):
-            return path
-        raise InputError(f"{path} is damaged or another version (wrong checksum): delete it, or {by_hand}")
+def fetch(urls, path, check):
+    """The file `path`, downloaded from the first of `urls` that has it unless it is there already. Returns path.
+
+    What has come when a connection breaks is kept in <path>.part, and any later call goes on from there. Only a whole
+    file that passes check(path) gets the name. Raises InputError in one line that says where to put a file got by hand.
+    """
+    by_hand = f"download {urls[0]} yourself and put it at {path}"
+    part, problem = Path(f"{path}.part"), None
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    def download(temporary):
-        with urllib.request.urlopen(url, timeout=30) as reply, open(temporary, "wb") as file:
-            total = int(reply.headers.get("Content-Length") or 0) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                while piece := reply.read(2**16):
-                    file.write(piece)
-                    bar.update(len(piece))
-        if not check(temporary):
+    with locked(f"{path}.lock", wait=f"another process is downloading {path.name}; waiting for it"):
+        if path.exists():
+            if check(path):
+                return path
+            raise InputError(f"{path} is damaged or another version (wrong checksum): delete it, or {by_hand}")
+        for url in urls:
+            try:
+                receive(url, part)
+                break
+            except (OSError, http.client.HTTPException) as error:
+                problem = problem or error  # of the first address, which the message names
+        else:
+            kept = f"; {part.stat().st_size:,} bytes are kept for the next try" if part.exists() else ""
+            raise InputError(f"could not download {path.name} ({short(problem)}{kept}): {by_hand}") from None
+        if not check(part):
+            part.unlink()
             raise InputError(f"{url} gave a file with a wrong checksum: {by_hand}")
-
-    try:
-        write_atomic(path, download)
-    except (OSError, EOFError) as error:
-        raise InputError(f"could not download {path.name} ({short(error)}): {by_hand}") from None
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
     return path
+
+
+def receive(url, part, patience=3):
+    """Append to the file `part` what it lacks of `url`. A connection that breaks is taken up again, unless nothing came
+    `patience` times in a row. Raises OSError and HTTPException."""
+    failures, said = 0, False
+    while True:
+        have = part.stat().st_size if part.exists() else 0
+        try:
+            reply = urllib.request.urlopen(
+                urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30
+            )
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and have:  # nothing lies beyond: the part is whole, or its checksum will be wrong
+                return
+            raise
+        with reply:
+            if reply.headers.get_content_type() == "text/html":
+                raise OSError("a web page came instead of the file: a login page of the network?")
+            if reply.status != 206:  # a server that cannot begin in the middle
+                have = 0
+            length = reply.headers.get("Content-Length")
+            total, size = have + int(length) if length else None, have
+            if not said:
+                print(f"downloading {part.stem}" + f" ({total / 1e6:,.1f} MB)" * bool(total), file=sys.stderr)
+            said = True
+            bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
+            with open(part, "ab" if have else "wb") as file, bar:
+                while True:
+                    try:
+                        piece = reply.read(2**16)
+                    except (OSError, http.client.HTTPException):
+                        piece = b""
+                    if not piece:
+                        break
+                    file.write(piece)  # its errors are the disk's, and end the download
+                    size += len(piece)
+                    bar.update(len(piece))
+        if size == total or (total is None and size > have):
+            return
+        failures = 0 if size > have else failures + 1
+        if failures == patience:
+            raise OSError(f"the connection broke after {size:,} of {total:,} bytes")
+        time.sleep(failures)
 
 
 # ------------------------------------------------------------------------------------------------ preparation
@@ -666,9 +796,9 @@ def prepared(key, stamp, size, open_source):
         try:
             info = json.loads(about.read_text(encoding="utf-8"))
             pixels = np.load(array, mmap_mode="c")
-            if info["stamp"] == stamp and list(pixels.shape) == info["shape"] and pixels.dtype == np.uint8:
+            if stamp in (None, info["stamp"]) and list(pixels.shape) == info["shape"] and pixels.dtype == np.uint8:
                 return pixels, info
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, EOFError):  # cut short, or no file of ours
             pass
         return None
 
@@ -677,6 +807,9 @@ def prepared(key, stamp, size, open_source):
             if not (found := ready()):  # the other process may have done it meanwhile
                 source = open_source()
                 about.unlink(missing_ok=True)
+                for left in DATA.iterdir():  # by kill -9
+                    if left.name.startswith(f"{array.name}.") and left.suffix == ".tmp":
+                        left.unlink()
                 info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
                 write_text(about, json.dumps(info))
                 found = ready()
@@ -773,11 +906,11 @@ def square(image, size):
     """PIL image -> uint8 (3, size, size): upright (EXIF), RGB, central square, antialiased bicubic resize."""
     if image.mode in ("I;16", "I;16B", "I"):  # 16-bit grey: Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:  # what shows through is white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if image.size == (28, 28) and size == 32:
         image = ImageOps.expand(image, 2)  # MNIST and its kin: padding keeps every pixel, resizing would blur them
     elif image.size != (size, size):
@@ -1544,14 +1677,24 @@ def print_stats(data):
     print(f"balance: the largest class has {max(counts) / max(min(counts), 1):.2f} times the images of the smallest")
 
 
+def list_data():
+    """What `python datasets.py` alone prints."""
+    for name, about in KNOWN.items():
+        print(f"{name:14s} {about}")
+    print("or give a folder, a zip or an .npz of your own images")
+    for about in sorted(DATA.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no file of ours
+            n, c, h, w = json.loads(about.read_text(encoding="utf-8"))["shape"]
+            size = about.with_suffix(".npy").stat().st_size
+            print(f"prepared: {about.with_suffix('.npy')}, {n:,} images, {h}x{w}x{c}, {size / 1e6:,.1f} MB")
+    if (DATA / "downloads").exists():
+        size = sum(path.stat().st_size for path in (DATA / "downloads").rglob("*") if path.is_file())
+        print(f"downloads: {DATA / 'downloads'}, {size / 1e6:,.1f} MB")
+
+
 def main(args):
     if args.data is None:
-        for name, about in KNOWN.items():
-            found = (re.fullmatch(rf"{name}-(\d+)", p.stem) for p in DATA.glob("*.json"))
-            sizes = sorted(int(match[1]) for match in found if match)
-            print(f"{name:14s} {about}" + "".join(f" [prepared at {s}]" for s in sizes))
-        print("or give a folder, a zip or an .npz of your own images")
-        return
+        return list_data()
     data = load(args.data, args.size, args.split)
     if args.show:
         pick = shuffled(len(data.images), 0)[:64]
