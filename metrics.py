@@ -17,8 +17,9 @@ Which FID is this? A number called FID means nothing without four things, so eve
     perfect generator would get.
   - The way from pixels to features: bytes, resized to 299x299 as pytorch-fid does (bilinear, not antialiased).
 
-    python metrics.py cats64 runs/dcgan-cats64-1                   # a run (or a .pt) against a data set
+    python metrics.py cats64 runs/dcgan-cats64-1                   # a run: its best and its last checkpoint
     python metrics.py photos.zip generated/ --dims 768 --floor     # two folders, zips or .npz files
+    python metrics.py shapes runs/*/last.pt --bootstrap 50         # several: one table, with standard errors
     python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
 
 The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything; `features`, `fid`,
@@ -36,13 +37,14 @@ def parse_args(argv=None):
         prog="metrics.py",
         description="FID, KID, MS-SSIM, precision, recall and collapse of generated images against real ones; and, if "
         "both sides are labelled, whether the class is obeyed.",
-        epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory.",
+        epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory: "
+        "its best.pt and its last.pt (as REAL: the last).",
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(2, f"metrics.py: error: {message} (see --help)\n")  # one line
     add = parser.add_argument
     add("real", metavar="REAL", help="the reference side; of a data set with a test split, that split")
-    add("fake", metavar="FAKE", help="the generated side")
+    add("fake", metavar="FAKE", nargs="+", help="the generated side; of several, a table")
     add("--eval-images", type=int, default=1000, metavar="N", help="images on each side (default 1000)")
     add("--dims", type=int, nargs="+", choices=DIMS, metavar="D", help="features: 64 192 768 2048 (default 768 2048)")
     add("--weights", metavar="FILE", help="Inception weights (default: torch hub's folder, downloaded if need be)")
@@ -51,21 +53,28 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default auto)")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (default fp32)")
     add("--floor", action="store_true", help="also compare as many other real images with the real ones")
+    add(
+        "--bootstrap", type=int, default=0, metavar="B", help="standard errors of FID and KID from B resamples (try 50)"
+    )
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.eval_images < 2:
         parser.error("--eval-images must be at least 2")
     if args.size is not None and args.size < 8:
         parser.error("--size must be at least 8")
+    if args.bootstrap < 0 or args.bootstrap == 1:
+        parser.error("--bootstrap must be at least 2 (0: none)")
     return args
 
 
 if __name__ == "__main__":  # before the slow imports, so that --help and typing errors answer at once
     ARGS = parse_args()
 
+import contextlib
 import functools
 import hashlib
 import importlib
+import io
 import json
 import socket
 from collections import OrderedDict
@@ -377,12 +386,49 @@ def kid_gram(real, fake, rows, columns):
     a, b, m = np.zeros((len(rows), len(real))), np.zeros((len(rows), len(fake))), rows.shape[1]
     np.put_along_axis(a, rows, 1, 1)
     np.put_along_axis(b, columns, 1, 1)
-    x, y = real.astype(np.float64), fake.astype(np.float64)
-    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
-    np.fill_diagonal(xx, 0)
-    np.fill_diagonal(yy, 0)
-    within = ((a @ xx) * a).sum(1) + ((b @ yy) * b).sum(1)
-    return within / (m * (m - 1)) - 2 * ((a @ xy) * b).sum(1) / (m * m)
+    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
+    return within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
+
+
+def weighted_kernel(x, y, a, b):
+    """The sums of a_i k(x_i, y_j) b_j over i and j, for each row of a and b: float64 (len(a),).
+
+    x, y: (N, d) and (M, d); a, b: (number of sums, N or M). If x is y, pairs i = j are left out. The kernel is formed
+    a piece at a time: memory is flat in N.
+    """
+    total, step = np.zeros(len(a)), 2048
+    for i in range(0, len(x), step):
+        left = x[i : i + step].astype(np.float64)
+        for j in range(0, len(y), step):
+            k = kernel(left, y[j : j + step].astype(np.float64))
+            if x is y and i == j:
+                np.fill_diagonal(k, 0)
+            total += ((a[:, i : i + step] @ k) * b[:, j : j + step]).sum(1)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------- standard errors
+
+
+def bootstrap(real, fake, resamples=50, seed=0):
+    """Standard errors of fid() and kid() for these features: how far they would move with other images.
+
+    Both sides are drawn again from themselves, N of N and M of M with replacement, `resamples` times; the standard
+    deviation over these is the bootstrap's standard error (Efron 1979, doi.org/10.1214/aos/1176344552). Their mean is
+    of no use: a resample holds images twice, which raises FID. KID is here that of all images, without the pairs of an
+    image with its own copy; its mean over many subsets has nearly the same error.
+    real, fake: (N, d) and (M, d). Returns (error of FID, error of KID).
+    """
+    real, fake = checked(real, fake)
+    rng, fids, often = np.random.default_rng(seed), [], []
+    for _ in tqdm(range(resamples), desc="bootstrap", disable=None, leave=False):
+        i, j = rng.integers(len(real), size=len(real)), rng.integers(len(fake), size=len(fake))
+        fids.append(fid(real[i], fake[j]))
+        often.append((np.bincount(i, minlength=len(real)), np.bincount(j, minlength=len(fake))))
+    a, b = (np.stack(side).astype(np.float64) for side in zip(*often, strict=True))  # an image drawn twice weighs twice
+    within = [weighted_kernel(x, x, w, w) / (w.sum(1) ** 2 - (w * w).sum(1)) for x, w in ((real, a), (fake, b))]
+    kids = sum(within) - 2 * weighted_kernel(real, fake, a, b) / (a.sum(1) * b.sum(1))
+    return float(np.std(fids, ddof=1)), float(kids.std(ddof=1))
 
 
 # --------------------------------------------------------------------------------------------------------- collapse
@@ -433,25 +479,41 @@ def prdc(real, fake, k=NEIGHBOURS):
       density    number of real balls around a generated row, over k, on average. May be above 1
       coverage   share of real balls that hold a generated row. Outliers, whose balls are large, count less in these two
                  (Naeem et al. 2020, 2002.09797)
-    In float64, 500 rows against all others at a time: memory grows with N and M, not with their product.
+    In float64, 1,000 rows against 4,096 at a time: memory grows with N and M, not with their product.
     """
-    real, fake = (torch.as_tensor(x).double() for x in (real, fake))
+    real, fake = (torch.as_tensor(x) for x in (real, fake))
     if min(len(real), len(fake)) <= k:
         raise InputError(f"{len(real)} and {len(fake)} images: neighbours need more than {k} on each side")
 
+    def distances(part, others):
+        """Squared distances of the rows of `part` to each piece of `others`, and where the piece stands."""
+        for start in range(0, len(others), 4096):
+            here = slice(start, start + 4096)
+            yield here, squared_distances(part.double(), others[here].double())
+
     def reach(x):  # squared; the nearest of all is the row itself
-        return torch.cat([squared_distances(part, x).kthvalue(k + 1, dim=1).values for part in x.split(500)])
+        found = []
+        for part in tqdm(x.split(1000), desc="neighbours", disable=None, leave=False):
+            nearest = torch.full((len(part), k + 1), torch.inf, dtype=torch.float64)
+            for _, found_here in distances(part, x):
+                nearest = torch.cat([nearest, found_here], 1).topk(k + 1, dim=1, largest=False).values
+            found.append(nearest.amax(1))
+        return torch.cat(found)
 
     of_real, of_fake = reach(real), reach(fake)
     precise, balls = 0, 0
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    for part, of_part in zip(fake.split(500), of_fake.split(500), strict=True):
-        distances = squared_distances(part, real)  # (500, N)
-        in_real = distances <= of_real
-        precise += int(in_real.any(1).sum())
-        balls += int((distances < of_real).sum())  # the authors' code leaves out the surface here
-        covered |= in_real.any(0)
-        recalled |= (distances <= of_part[:, None]).any(0)
+    for part, of_part in zip(
+        tqdm(fake.split(1000), desc="neighbours", disable=None, leave=False), of_fake.split(1000), strict=True
+    ):
+        in_any = torch.zeros(len(part), dtype=torch.bool)
+        for here, found in distances(part, real):
+            in_real = found <= of_real[here]
+            in_any |= in_real.any(1)
+            balls += int((found < of_real[here]).sum())  # the authors' code leaves out the surface here
+            covered[here] |= in_real.any(0)
+            recalled[here] |= (found <= of_part[:, None]).any(0)
+        precise += int(in_any.sum())
     shares = {"precision": precise / len(fake), "recall": recalled.double().mean().item()}
     return shares | {"density": balls / (k * len(fake)), "coverage": covered.double().mean().item()}
 
@@ -690,18 +752,43 @@ def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
 
 # ------------------------------------------------------------------------------------------------------ all of them
 
-_kept = {}  # features of real images: a run that is evaluated every few epochs extracts them once
+_kept = {}  # what was found for the newest sets of real images, by their content: see kept()
+
+
+def kept(what, images, find):
+    """find(), remembered under `what` and the content of the images: a run that is evaluated every few epochs has the
+    same real images every time."""
+    key = (hashlib.sha256(np.ascontiguousarray(images)).hexdigest(), tuple(images.shape), what)
+    if key not in _kept:
+        _kept[key] = find()
+        while len(_kept) > 16:
+            del _kept[next(iter(_kept))]
+    return _kept[key]
 
 
 def kept_features(images, dims, weights, device, precision, words):
-    """features(), remembered for the four newest sets of images by their content."""
-    content = hashlib.sha256(images.contiguous().numpy()).hexdigest()
-    key = (content, tuple(images.shape), tuple(dims), weights.name, precision)
-    if key not in _kept:
-        _kept[key] = features(images, dims, weights, device, precision, words=words)
-        while len(_kept) > 4:
-            del _kept[next(iter(_kept))]
-    return _kept[key]
+    """features() of real images, also remembered by later programs: in data/features/, 8 KB an image at 2048."""
+    settings = f"{sorted(dims)} {weights.name} {precision} {torch.device(device).type} {tuple(images.shape)}"
+
+    def find():
+        content = hashlib.sha256(images.contiguous().numpy()).hexdigest()
+        path = datasets.DATA / "features" / f"{hashlib.sha256(f'{content} {settings}'.encode()).hexdigest()[:24]}.npz"
+        try:
+            with np.load(path) as file:
+                found = {dim: file[str(dim)] for dim in dims}
+            if all(found[dim].shape == (len(images), dim) for dim in dims):
+                return found
+        except Exception:  # not there, or damaged: both cost the same work again
+            pass
+        found = features(images, dims, weights, device, precision, words=words)
+        buffer = io.BytesIO()
+        np.savez(buffer, **{str(dim): values for dim, values in found.items()})
+        with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: then not
+            path.parent.mkdir(parents=True, exist_ok=True)
+            datasets.write_atomic(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+        return found
+
+    return kept(settings, images, find)
 
 
 def reachable(dims, weights):
@@ -741,7 +828,7 @@ def averaged_down(images, words, like):
 
 
 def evaluate(
-    real, fake, floor=None, *, dims=(768, 2048), weights=None, device="cpu", precision="fp32", seed=0,
+    real, fake, floor=None, *, dims=(768, 2048), weights=None, device="cpu", precision="fp32", seed=0, resamples=0,
     real_words="real images", fake_words="generated images",
 ):  # fmt: skip
     """Every metric of this file for two sets of images, uint8 (N, C, H, W) on the CPU.
@@ -749,6 +836,7 @@ def evaluate(
     Real images that are larger than the generated ones are averaged down to their size first.
     floor: other real images, compared with `real` in the same way; give as many as there are in `fake`.
     weights: path of the Inception weights, or None. seed: of KID's subsets and MS-SSIM's pairs.
+    resamples: how often to draw both sides again for standard errors of FID and KID (0: none). See bootstrap().
     real_words, fake_words: what the images are, for the protocol lines: "1000 <words>".
 
     Returns a list of dicts of plain values, one for each metric:
@@ -757,8 +845,8 @@ def evaluate(
         value     None where the weights do not reach a dim; then "reason" says why, and there is nothing else
         real      the same for real images: FID and KID of `floor` (None without it), collapse and MS-SSIM among `real`
         protocol  how it was measured, in words
-        std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how many); error, real_error (MS-SSIM,
-        standard errors of the means over pairs). KID is not times 1,000.
+        se (FID and KID, with resamples); std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how
+        many); error, real_error (MS-SSIM, standard errors of the means over pairs). KID is not times 1,000.
     """
     for side, words in (real, real_words), (fake, fake_words), (floor, "floor images"):
         if side is not None and len(side) < 2:
@@ -783,7 +871,7 @@ def evaluate(
         values.append({"name": name, "value": value, "real": real, **more, "protocol": protocol})
 
     def add_collapse(name, real, fake, protocol):
-        (value, pairs), (real, real_pairs) = collapse(fake), collapse(real)
+        (value, pairs), (real, real_pairs) = collapse(fake), kept(f"collapse {name}", real, lambda: collapse(real))
         protocol = f"ordered pairs with cosine similarity above 0.9, not centred, of {protocol}"
         add(f"collapse ({name})", value, real, protocol, pairs=pairs, real_pairs=real_pairs)
 
@@ -793,11 +881,15 @@ def evaluate(
             continue
         how = f"{features_words(dim, weights, precision)}; {sides}"
         scale = f"; another scale than the usual 2048-d FID: compares with FID-{dim} only" if dim != 2048 else ""
-        floor_fid = fid(x[dim], z[dim]) if z else None
-        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}")
+        floor_fid, errors = fid(x[dim], z[dim]) if z else None, [{}, {}]
+        if resamples:
+            how += f"; standard error (se) from {resamples} bootstrap resamples of both sides"
+            errors = [{"se": error} for error in bootstrap(x[dim], y[dim], resamples, seed)]
+        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}", **errors[0])
         mean, std = kid(x[dim], y[dim], seed=seed)
         real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
-        add(named("KID", dim), mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", std=std, real_std=real_std)
+        spread = {"std": std, "real_std": real_std, **errors[1]}
+        add(named("KID", dim), mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", **spread)
         add_collapse(f"features {dim}", x[dim], y[dim], how)
     if usable:
         dim, among = max(usable), {}
@@ -813,7 +905,7 @@ def evaluate(
     channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
     a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
     # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
-    among_real, real_error = pair_ms_ssim(a, seed=seed)
+    among_real, real_error = kept(f"MS-SSIM {seed}", a, lambda: pair_ms_ssim(a, seed=seed))
     sizes = " ".join(str(side) for side in windows(*a.shape[2:]))
     for name, (value, error), pair in (
         ("generated, real", pair_ms_ssim(a, b, seed=seed), "one generated and one real image"),
@@ -907,44 +999,85 @@ def scores(values):
     return found | dict(("ms-ssim", v["value"]) for v in values if v["name"] == "MS-SSIM (generated, real)")
 
 
+def shown(value, key="value"):
+    """One entry of a value as text. key: "value", or "real" for what stands beside it."""
+    beside = "" if key == "value" else "real_"
+    found, std, error = value[key], value.get(f"{beside}std"), value.get(f"{beside}error")
+    se = value.get("se") if key == "value" else None
+    if (pairs := value.get(f"{beside}pairs")) is not None:
+        return f"{found:,} of {pairs:,}"
+    if error is not None:
+        return f"{found:.4f} +- {error:.4f}"
+    if std is not None:
+        return f"{1e3 * found:.2f} +- {1e3 * std:.2f}" + (f" (se {1e3 * se:.2f})" if se is not None else "")
+    return (f"{found:.2f}" if abs(found) >= 1 else f"{found:.4f}") + (f" (se {se:.2g})" if se is not None else "")
+
+
+def title(value):
+    return value["name"] + " x 10^3" * value["name"].startswith("KID")
+
+
 def table(values, report=None):
     """What evaluate() returns, as text: a line for each value, real images beside it, the protocol below.
 
     report: {name: published value}, printed beside ours. Only values of the same name stand together.
     """
-
-    def shown(value, std, pairs, error):
-        if pairs is not None:
-            return f"{value:,} of {pairs:,}"
-        if error is not None:
-            return f"{value:.4f} +- {error:.4f}"
-        if std is not None:
-            return f"{1e3 * value:.2f} +- {1e3 * std:.2f}"
-        return f"{value:.2f}" if abs(value) >= 1 else f"{value:.4f}"
-
     lines = []
     for v in values:
-        name = v["name"] + " x 10^3" * v["name"].startswith("KID")
         theirs = f"    (report: {report[v['name']]:,})" if report and v["name"] in report else ""
         if v["value"] is None:
-            lines.append(f"{name:26s}not measured here{theirs}: {v['reason']}")
+            lines.append(f"{title(v):26s}not measured here{theirs}: {v['reason']}")
             continue
-        lines.append(f"{name:26s}{shown(v['value'], v.get('std'), v.get('pairs'), v.get('error'))}")
+        lines.append(f"{title(v):26s}{shown(v)}")
         if v["real"] is not None:
-            beside = shown(v["real"], v.get("real_std"), v.get("real_pairs"), v.get("real_error"))
-            lines[-1] += f"    (real images: {beside})"
+            lines[-1] += f"    (real images: {shown(v, 'real')})"
         lines[-1] += theirs
         lines.append(f"    {v['protocol']}")
     return "\n".join(lines)
 
 
+def comparison(found):
+    """Several lists of values, measured in the same way, as one text: a row for each value, a column for each list, and
+    the protocols below. found: {what the images are: values}."""
+    columns = [list(values) for values in found.values()]
+    names = list(dict.fromkeys(v["name"] for values in columns for v in values))  # in order, each once
+    by_name = [{v["name"]: v for v in values} for values in columns]
+    letters = [chr(ord("A") + i) if len(columns) <= 26 else str(i + 1) for i in range(len(columns))]
+    rows, notes = [["", *letters, "real images"]], []
+    for name in names:
+        here = [values.get(name) for values in by_name]
+        first = next((v for v in here if v and v["value"] is not None), None)
+        cells = ["-" if v is None or v["value"] is None else shown(v) for v in here]
+        beside = shown(first, "real") if first and first["real"] is not None else "-"
+        rows.append([title({"name": name}), *cells, beside])
+        notes.append(f"{name}: {first['protocol']}" if first else
+                     f"{name}: not measured here: {next(v for v in here if v)['reason']}")  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    legend = [f"{letter}: {words}" for letter, words in zip(letters, found, strict=True)]
+    return "\n".join([*legend, "", *lines, "", *notes])
+
+
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def open_model(text):
+def open_model(path):
     """The checkpoint that one side names (a .pt or a run directory), or None if that side is data."""
-    path = Path(text)
+    path = Path(path)
     return datasets.read_checkpoint(path) if path.suffix == ".pt" or (path / "last.pt").exists() else None
+
+
+def open_fakes(texts):
+    """What is to be measured: [(name, checkpoint or None)]. A run directory stands for its best.pt and its last.pt."""
+    found = []
+    for text in texts:
+        if not (Path(text) / "last.pt").exists():
+            found.append((text, open_model(text)))
+            continue
+        best, last = Path(text) / "best.pt", Path(text) / "last.pt"
+        models = [(str(path), datasets.read_checkpoint(path)) for path in (best, last) if path.exists()]
+        found += models[-1:] if models[0][1]["step"] == models[-1][1]["step"] else models
+    return found
 
 
 def side(text, model, n, size, split, seed, device):
@@ -978,32 +1111,41 @@ def main(args):
         weights = load_weights(args.weights)
         for dim in args.dims or []:
             require(weights, dim)
-    models = [open_model(args.real), open_model(args.fake)]
-    sizes = [args.size] * bool(args.size) + [model["flags"]["size"] for model in reversed(models) if model] + [64]
+    model, fakes = open_model(args.real), open_fakes(args.fake)
+    models = [checkpoint for _, checkpoint in [(args.real, model), *fakes] if checkpoint]
+    sizes = [args.size] * bool(args.size) + [checkpoint["flags"]["size"] for checkpoint in models] or [64]
     size = sizes[0]
-    if any(other != size for other in sizes[:-1]):
-        raise InputError(f"--size or the two models disagree ({sizes[:-1]} pixels): a model makes one size only")
+    if len(set(sizes)) > 1:
+        raise InputError(f"--size or the models disagree ({sizes} pixels): a model makes one size only")
     # The pool of real images is chosen for 2 n, with or without --floor, so that --floor does not change the others.
-    pool, real_words, labels, classes = side(args.real, models[0], 2 * n, size, "test", seed + bool(models[0]), device)
+    pool, real_words, labels, classes = side(args.real, model, 2 * n, size, "test", seed + bool(model), device)
     real, floor = pool[:n], pool[n:]
-    fake, fake_words, asked, others = side(args.fake, models[1], n, size, "all", seed, device)
-    for name, images in (args.real, real), (args.fake, fake), ("the floor", floor if args.floor else pool):
-        if len(images) < n:
-            print(f"metrics.py: {name} has only {len(images)} of the {n} images asked for", file=sys.stderr)
-    values = evaluate(
-        real, fake, floor if args.floor else None, dims=args.dims or (768, 2048), weights=weights, device=device,
-        precision=args.precision, seed=seed, real_words=real_words, fake_words=fake_words,
-    )  # fmt: skip
-    if labels is not None and asked is not None and models[0] is None:
-        if classes == others:
-            train, held_out = datasets.load_parts(args.real, size)
-            many, _, asked, _ = side(args.fake, models[1], as_many_as(train, n), size, "all", seed + 1, device)
-            settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
-            values += conditional(train, held_out, many, asked, eval_images=n, **settings)
-        else:
-            print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)
-    result = {"real": args.real, "fake": args.fake, "size": size, "values": values}
-    print(json.dumps(result) if args.json else table(values))
+    dims, results = args.dims or (768, 2048), []
+    for name, checkpoint in fakes:
+        fake, words, asked, others = side(name, checkpoint, n, size, "all", seed, device)
+        for what, images in (args.real, real), (name, fake), ("the floor", floor if args.floor else pool):
+            if len(images) < n:
+                print(f"metrics.py: {what} has only {len(images)} of the {n} images asked for", file=sys.stderr)
+        values = evaluate(
+            real, fake, floor if args.floor else None, dims=dims, weights=weights, device=device,
+            precision=args.precision, seed=seed, resamples=args.bootstrap, real_words=real_words,
+            fake_words=words if len(fakes) == 1 else "images of the column",
+        )  # fmt: skip
+        if labels is not None and asked is not None and model is None:
+            if classes == others:
+                train, held_out = datasets.load_parts(args.real, size)
+                many, _, asked, _ = side(name, checkpoint, as_many_as(train, n), size, "all", seed + 1, device)
+                settings = {"dims": dims, "weights": weights, "device": device}
+                values += conditional(train, held_out, many, asked, eval_images=n, **settings)
+            else:
+                print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)
+        results.append({"fake": name, "images": words, "values": values})
+    if args.json:
+        print(json.dumps({"real": args.real, "size": size, "fakes": results}))
+    elif len(results) == 1:
+        print(table(results[0]["values"]))
+    else:
+        print(comparison({f"{one['fake']}: {one['images']}": one["values"] for one in results}))
 
 
 if __name__ == "__main__":

@@ -454,7 +454,11 @@ def test_metrics_on_the_command_line(trained, capsys, monkeypatch):
     monkeypatch.setattr(metrics, "download", lambda: "no network")
     monkeypatch.setattr(metrics, "official_path", lambda: datasets.Path("absent.pth"))
     metrics.main(metrics.parse_args(["x.npz", "r", "--eval-images=20", "--size=16", "--json"]))
-    names = {v["name"]: v["protocol"] for v in json.loads(capsys.readouterr().out)["values"] if v["value"] is not None}
+    names = {
+        v["name"]: v["protocol"]
+        for v in json.loads(capsys.readouterr().out)["fakes"][0]["values"]
+        if v["value"] is not None
+    }
     assert "on 60 generated ones" in names["class accuracy"] and "class accuracy, reverse" in names
     np.savez("y.npz", images=np.zeros((60, 16, 16, 3), np.uint8), labels=np.arange(60) % 2, classes=["a", "b"])
     metrics.main(metrics.parse_args(["y.npz", "r", "--eval-images=20", "--size=16"]))

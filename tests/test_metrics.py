@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 import torch
 
 import datasets
@@ -90,6 +91,39 @@ def test_features_agree_with_pytorch_fid(oracle, random_weights, channels, size)
         assert reference.std() > 1e-3  # the random network is alive this deep
         assert ours[dim].shape == (2, dim) and ours[dim].dtype == np.float32
         assert np.abs(ours[dim] - reference).max() < 1e-4 * np.abs(reference).max()
+
+
+def test_features_agree_with_torch_fidelity(random_weights, monkeypatch):
+    """The same network behind another way of the pixels: torch-fidelity resizes as TensorFlow 1 did (half a pixel off)
+    and scales bytes to (x - 128) / 128. With our way in place of it the features are the same; with its own they differ
+    by a few percent of their spread."""
+    theirs = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    network = theirs.FeatureExtractorInceptionV3("inception", ["64", "768", "2048"], str(random_weights))
+    pixels = datasets.shapes(64, "test").images[:6]
+    ours, other = metrics.features(pixels, (64, 768, 2048), random_weights), network(pixels)
+
+    def our_way(x, **options):
+        x = 2 * torch.nn.functional.interpolate(x / 255, size=(299, 299), mode="bilinear", align_corners=False) - 1
+        return 128 * x + 128
+
+    monkeypatch.setattr(theirs, "interpolate_bilinear_2d_like_tensorflow1x", our_way)
+    for found, apart, same in zip(ours.values(), other, network(pixels), strict=True):
+        assert np.abs(found - same.numpy()).max() < 1e-4 * np.abs(found).max()
+        difference = np.abs(found - apart.numpy()).mean() / found.std(0).mean()
+        assert 1e-3 < difference < 0.2
+
+
+def test_bf16_moves_fid_by_little(small_weights):
+    """The network in bf16 (8 bits of mantissa): FID moves by less than 2 % of itself."""
+    pixels = datasets.shapes(32, "test").images
+    real, fake = pixels[:40], pixels[40:80].flip(2) // 2
+    exact, rounded = (
+        [metrics.features(side, (192,), small_weights, precision=precision)[192] for side in (real, fake)]
+        for precision in ("fp32", "bf16")
+    )
+    assert not np.array_equal(exact[0], rounded[0])
+    assert metrics.fid(*rounded) == pytest.approx(metrics.fid(*exact), rel=0.02)
+    assert metrics.fid(exact[0], rounded[0]) < 0.02 * metrics.fid(*exact)
 
 
 @needs_partial
@@ -285,6 +319,42 @@ def test_kid_both_ways_agree():
     assert one.shape == (12,) and np.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
+def test_bootstrap_agrees_with_loops():
+    """Every resample written out: the images that were drawn, and the kernel of every pair of different images."""
+    x, y = samples(25, 4), samples(30, 4, seed=1, shift=0.3)
+    found = metrics.bootstrap(x, y, resamples=6, seed=2)
+    rng, fids, kids = np.random.default_rng(2), [], []
+
+    def k(p, q):
+        return (p @ q / 4 + 1) ** 3
+
+    for _ in range(6):
+        i, j = rng.integers(25, size=25), rng.integers(30, size=30)
+        fids.append(metrics.fid(x[i], y[j]))
+        parts = []
+        for rows, z in (i, x), (j, y):
+            parts.append(np.mean([k(z[a], z[b]) for a in rows for b in rows if a != b]))
+        kids.append(sum(parts) - 2 * np.mean([k(x[a], y[b]) for a in i for b in j]))
+    assert found == pytest.approx((np.std(fids, ddof=1), np.std(kids, ddof=1)), rel=1e-9)
+
+
+def test_bootstrap_is_the_error_of_new_images():
+    """Against the deviation over 200 truly independent pairs of sets."""
+    pairs = [(samples(150, 4, seed=k), samples(150, 4, seed=1000 + k, shift=0.5)) for k in range(200)]
+    over_pairs = np.std([(metrics.fid(*pair), metrics.kid(*pair)[0]) for pair in pairs], axis=0)
+    found = np.mean([metrics.bootstrap(*pair, resamples=100) for pair in pairs[:6]], axis=0)
+    assert found == pytest.approx(over_pairs, rel=0.3)
+
+
+def test_sums_of_the_kernel_in_pieces():
+    x = samples(4500, 3).astype(np.float32)
+    weights = np.random.default_rng(0).random((2, 4500))
+    whole = metrics.kernel(x.astype(np.float64), x.astype(np.float64))
+    np.fill_diagonal(whole, 0)
+    found = metrics.weighted_kernel(x, x, weights, weights)
+    assert found == pytest.approx([w @ whole @ w for w in weights], rel=1e-10)
+
+
 def test_kid_is_not_clamped_and_is_seeded():
     x, y = samples(300, 8), samples(300, 8, seed=1)
     values = [metrics.kid(x, y, subset_size=20, subsets=1, seed=seed)[0] for seed in range(20)]
@@ -341,6 +411,19 @@ def test_prdc_agrees_with_loops(k):
     found = metrics.prdc(real, fake, k)
     assert found == pytest.approx(prdc_by_loops(real, fake, k), abs=1e-12)
     assert all(0 < found[name] < 1 for name in ("precision", "recall", "coverage"))
+
+
+def test_prdc_in_pieces():
+    real, fake = samples(4200, 3), samples(1100, 3, seed=1, shift=0.2)
+
+    def reach(x):  # scipy's own neighbours; the first is the row itself
+        return scipy.spatial.cKDTree(x).query(x, 6)[0][:, 5]
+
+    distances = scipy.spatial.distance.cdist(real, fake)
+    in_real, in_fake = distances <= reach(real)[:, None], distances <= reach(fake)
+    expected = {"precision": in_real.any(0).mean(), "recall": in_fake.any(1).mean(),
+                "density": in_real.sum() / 5 / 1100, "coverage": in_real.any(1).mean()}  # fmt: skip
+    assert metrics.prdc(real, fake) == pytest.approx(expected, rel=1e-12)
 
 
 def test_precision_and_recall_agree_with_torch_fidelity():
@@ -437,6 +520,21 @@ def test_ssim_agrees_with_pytorch_msssim(channels, noise):
     expected = theirs.ms_ssim(a.double(), b.double(), size_average=False)
     assert 0.01 < expected.min() and expected.max() < 0.99
     assert metrics.ms_ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize("noise", [10, 60])
+def test_ssim_agrees_with_torchmetrics(noise):
+    """Its windows reach beyond the image by reflection; those are taken off (SSIM) or averaged too (MS-SSIM: compared
+    on images so large that the rim weighs little)."""
+    theirs = pytest.importorskip("torchmetrics.functional.image")
+    a, b = related(3, 64, 3, noise)
+    options = dict(data_range=255.0, reduction="none")
+    full = theirs.structural_similarity_index_measure(a.double(), b.double(), **options, return_full_image=True)[1]
+    # torchmetrics pads by 5 pixels and returns every position; ours are the windows that lie inside
+    assert metrics.ssim(a, b).numpy() == pytest.approx(full[:, :, 5:-5, 5:-5].mean((1, 2, 3)).numpy(), abs=1e-6)
+    a, b = related(2, 512, 1, noise)
+    expected = theirs.multiscale_structural_similarity_index_measure(a.double(), b.double(), **options)
+    assert metrics.ms_ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=2e-3)
 
 
 def brute_force_ssim(x, y, window):
@@ -564,6 +662,45 @@ def test_evaluate(small_weights, monkeypatch):
     assert again == values
 
 
+def test_features_of_real_images_are_kept_on_disk(small_weights, monkeypatch, tmp_path):
+    real, fake = images(12), images(10, seed=2)
+    options = dict(dims=(64,), weights=small_weights)
+    metrics._kept.clear()
+    first = metrics.evaluate(real, fake, **options)
+    (file,) = (tmp_path / "data/features").iterdir()
+    calls, extract = [], metrics.features
+    monkeypatch.setattr(metrics, "features", lambda *args, **kwargs: calls.append(args[0]) or extract(*args, **kwargs))
+    metrics._kept.clear()  # as in another program
+    assert metrics.evaluate(real, fake, **options) == first and len(calls) == 1 and calls[0] is fake
+    metrics.evaluate(images(12, seed=3), fake, **options)
+    metrics.evaluate(real, fake, dims=(192,), weights=small_weights)
+    assert len(calls) == 5 and len(list((tmp_path / "data/features").iterdir())) == 3  # nothing was taken for another
+    for content in (b"", file.read_bytes()[:500]):
+        file.write_bytes(content)
+        metrics._kept.clear()
+        assert metrics.evaluate(real, fake, **options) == first
+    assert len(calls) == 9 and len(file.read_bytes()) > 500  # damaged: made again
+
+
+def test_standard_errors_on_request(small_weights):
+    options = dict(dims=(64,), weights=small_weights)
+    plain = metrics.evaluate(images(12), images(10, seed=2), **options)
+    found = metrics.evaluate(images(12), images(10, seed=2), **options, resamples=5)
+    x, y = (metrics.features(side, (64,), small_weights)[64] for side in (images(12), images(10, seed=2)))
+    assert [v["se"] for v in found[:2]] == pytest.approx(metrics.bootstrap(x, y, 5), rel=1e-3)
+    assert "5 bootstrap resamples" in found[0]["protocol"] and "(se " in metrics.table(found)
+    assert [v["value"] for v in found] == [v["value"] for v in plain] and "se" not in plain[0]
+
+
+def test_constant_images_are_measured(small_weights):
+    """No variance anywhere, in pixels or features: every value is a number, or says why it is not."""
+    black, grey = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.full((8, 3, 16, 16), 100, dtype=torch.uint8)
+    for one, other in (black, grey), (grey, grey), (images(8, 16), black):
+        for value in metrics.evaluate(one, other, dims=(64,), weights=small_weights, resamples=2):
+            for key in ("value", "real", "se", "std", "error"):
+                assert value.get(key) is None or np.isfinite(value[key]), (value["name"], key)
+
+
 def test_evaluate_averages_real_images_down(small_weights):
     real, floor, fake = images(6, 40), images(6, 40, seed=1), images(5, 20, seed=2)
     options = dict(dims=(64,), weights=small_weights)
@@ -631,11 +768,10 @@ def test_command_line(two_sets, small_weights, capsys):
     run(*two_sets, "--eval-images", 8, "--dims", 64, "--weights", small_weights, "--size", 16, "--floor", "--json")
     out, _ = capsys.readouterr()
     result = json.loads(out)
-    assert result["size"] == 16 and [v["name"] for v in result["values"]][:2] == ["FID-64", "KID-64"]
-    assert all(v["value"] is not None and v["real"] is not None for v in result["values"])
-    assert (
-        "8 images of fake" in result["values"][0]["protocol"] and "8 images of real" in result["values"][0]["protocol"]
-    )
+    values = result["fakes"][0]["values"]
+    assert result["size"] == 16 and [v["name"] for v in values][:2] == ["FID-64", "KID-64"]
+    assert all(v["value"] is not None and v["real"] is not None for v in values)
+    assert "8 images of fake" in values[0]["protocol"] and "8 images of real" in values[0]["protocol"]
     run(*two_sets, "--eval-images", 30, "--weights", small_weights, "--size", 16)  # neither 768 nor 2048 can be read
     out, err = capsys.readouterr()
     assert out.count("not measured") == 4 and "collapse (pixels)" in out
@@ -654,9 +790,25 @@ def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, mo
         run(two_sets[0], fake, *options)
         assert "6 images by dcgan, plain weights at step 7" in capsys.readouterr().out
     run(folder, folder, *options, "--json")  # two different samples of the same model
-    assert json.loads(capsys.readouterr().out)["values"][0]["value"] > 0
+    assert json.loads(capsys.readouterr().out)["fakes"][0]["values"][0]["value"] > 0
     with pytest.raises(InputError, match="disagree"):
         run(two_sets[0], folder, *options, "--size", 32)
+    # a run has two checkpoints that count, unless they are the same
+    torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16, "ema": 0.0}, "step": 7}, folder / "best.pt")
+    run(two_sets[0], folder, *options)
+    assert "A:" not in capsys.readouterr().out
+    torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16, "ema": 0.0}, "step": 3}, folder / "best.pt")
+    run(two_sets[0], folder, two_sets[1], *options)
+    out = capsys.readouterr().out
+    assert f"A: {folder / 'best.pt'}: images by dcgan, plain weights at step 3" in out and "at step 7" in out
+    assert "C: " in out and "6 images of the column against 6 images of real" in out
+    table = [line.split() for line in out.splitlines() if line.startswith(("FID-64 ", "KID-64 x"))]
+    run(two_sets[0], folder / "last.pt", *options, "--json")
+    fid, kid = json.loads(capsys.readouterr().out)["fakes"][0]["values"][:2]
+    assert table[0][2] == metrics.shown(fid) and " ".join(table[1][6:9]) == metrics.shown(kid)
+    run(two_sets[0], folder, *options, "--json")
+    assert [fake["fake"] for fake in json.loads(capsys.readouterr().out)["fakes"]] == [
+        str(folder / "best.pt"), str(folder / "last.pt")]  # fmt: skip
     torch.save({"script": "os", "format": 1}, folder / "last.pt")
     with pytest.raises(InputError, match="not a checkpoint"):
         run(two_sets[0], folder, *options)
@@ -672,6 +824,8 @@ def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, mo
         ["shapes", "shapes", "--dims", "100"],
         ["shapes", "shapes", "--dim", "64"],
         ["shapes", "shapes", "--size", "2"],
+        ["shapes", "shapes", "--bootstrap", "1"],
+        ["shapes", "shapes", "none.pt"],
         ["shapes", "shapes", "--precision", "fp16"],
         ["shapes", "no-such-folder"],
         ["no-such-set", "shapes"],
