@@ -442,15 +442,20 @@ def collapse(x, threshold=0.9):
     """
     x = torch.as_tensor(x).flatten(1)
 
-    def unit(rows):
-        rows = rows.double() / 127.5 - 1 if rows.dtype == torch.uint8 else rows.double()
+    def unit(rows, dtype=torch.float32):
+        rows = rows.to(dtype) / 127.5 - 1 if rows.dtype == torch.uint8 else rows.to(dtype)
         return F.normalize(rows, dim=1)  # a row of zeros stays zero: similar to nothing
 
-    count, pieces = 0, x.split(1024)  # float64 of two pieces at a time: memory is flat in N
-    for i, piece in enumerate(pieces):
+    count, pieces = 0, x.split(1024)  # two pieces at a time: memory is flat in N
+    for i, piece in enumerate(tqdm(pieces, desc="collapse", disable=None, leave=False)):
         left = unit(piece)
         for j in range(i, len(pieces)):
-            close = left @ unit(pieces[j]).T > threshold
+            cosines = left @ unit(pieces[j]).T  # float32 is right to 1e-6 or so ...
+            close = cosines > threshold
+            for pairs in ((cosines - threshold).abs_() < 1e-4).nonzero().split(1024):  # ... which float64 decides
+                a, b = pairs.T
+                exact = unit(piece[a], torch.float64) * unit(pieces[j][b], torch.float64)
+                close[a, b] = exact.sum(1) > threshold
             # above the diagonal of pieces each pair stands once, on it twice and with itself
             count += int(close.sum() - close.diagonal().sum()) if i == j else 2 * int(close.sum())
     return count, len(x) * (len(x) - 1)

@@ -379,6 +379,14 @@ def test_collapse_agrees_with_brute_force(kind):
     assert metrics.collapse(x) == (expected, 30 * 29)
 
 
+def test_collapse_decides_in_float64():
+    """Pairs around the threshold, closer to it than float32 can tell."""
+    steps = 0.9 + np.arange(-300, 301) * 1e-9
+    x = np.concatenate([[[1.0, 0.0]], np.stack([steps, np.sqrt(1 - steps**2)], 1)])
+    others = 601 * 600  # those are alike
+    assert metrics.collapse(x)[0] == others + 2 * (x[1:, 0] / np.hypot(*x[1:].T) > 0.9).sum()
+
+
 def test_collapse_over_several_pieces():
     x = np.random.default_rng(0).standard_normal((2500, 3)).astype(np.float32)
     rows = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
