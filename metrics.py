@@ -986,8 +986,9 @@ def conditional(
             value["reason"] = f"{len(of_real)} real and {len(of_fake)} generated images: {2 * n} and {n} are needed"
         else:
             chosen = of_real[shuffled(len(of_real), 0)[: 2 * n]]
-            images = torch.cat([train.images[chosen], fake[of_fake[:n]]])
-            x, z, y = features(images, (dim,), weights, device, words=f"features, {name}")[dim].reshape(3, n, dim)
+            words = f"features, {name}"
+            x, z = kept_features(train.images[chosen], (dim,), weights, device, "fp32", words)[dim].reshape(2, n, dim)
+            y = features(fake[of_fake[:n]], (dim,), weights, device, words=words)[dim]
             value |= {"value": fid(x, y), "real": fid(x, z)}
             value["protocol"] = (
                 f"{features_words(dim, weights)}; {n} generated images of the class against {n} real ones of the "

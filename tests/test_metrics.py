@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 import time
 import types
@@ -867,3 +868,18 @@ def test_help_needs_no_torch(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "metrics.py"), run_name="__main__")
     assert leaving.value.code == 0 and time.perf_counter() - start < 0.3
     assert "--eval-images" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="resource is POSIX")
+def test_memory_does_not_grow_with_the_pairs():
+    """8,000 against 8,000: one array of all pairs would be 512 MB."""
+    code = """
+import resource, sys, numpy as np, metrics
+x, y = (np.random.default_rng(seed).standard_normal((8000, 8)).astype(np.float32) for seed in (0, 1))
+metrics.prdc(x[:2000], y[:2000])  # what the libraries take at their first use
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+metrics.fid(x, y), metrics.kid(x, y, subsets=3), metrics.bootstrap(x, y, 2), metrics.collapse(x), metrics.prdc(x, y)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (2**20 if sys.platform == "darwin" else 2**10))
+"""
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 300  # MB; macOS counts bytes, Linux kilobytes
