@@ -65,6 +65,7 @@ import importlib
 import io
 import json
 import math
+import operator
 import os
 import platform
 import shutil
@@ -112,6 +113,7 @@ class Source(NamedTuple):
     labels: list[int] | None
     classes: list[str]
     split: list[int] | None  # 0 train, 1 test
+    unused: str = ""  # what else lies there, in words
 
 
 # ------------------------------------------------------------------------------------------------------- load
@@ -476,12 +478,11 @@ def from_files(names, read, path):
     parts = [name.split("/") for name in names]
     while len({p[0] for p in parts}) == 1 and all(len(p) > 1 for p in parts):  # one folder around everything
         parts = [p[1:] for p in parts]
-    tops, split = {p[0] for p in parts if len(p) > 1}, None
+    tops, split, unused = {p[0] for p in parts if len(p) > 1}, None, ""
     if "train" in tops and (held_out := [name for name in HELD_OUT if name in tops]):
         rows = [i for i, p in enumerate(parts) if p[0] in ("train", held_out[0]) and len(p) > 1]
         if len(rows) < len(parts):
-            left = f"{len(parts) - len(rows)} images outside train/ and {held_out[0]}/"
-            print(f"{path}: {left} are not used", file=sys.stderr)
+            unused = f"{path}: {len(parts) - len(rows)} images outside train/ and {held_out[0]}/ are not used"
         of_all, names, parts = read, [names[i] for i in rows], [parts[i] for i in rows]
         split, parts = [int(p[0] != "train") for p in parts], [p[1:] for p in parts]
 
@@ -492,7 +493,7 @@ def from_files(names, read, path):
     if all(len(p) > 1 for p in parts):  # an image outside every sub-folder has no class: then nothing is labelled
         classes = sorted({p[0] for p in parts})
         labels = [classes.index(p[0]) for p in parts]
-    return Source(names, read, labels, classes, split)
+    return Source(names, read, labels, classes, split, unused)
 
 
 def npz_source(path):
@@ -577,20 +578,34 @@ def torchvision_source(name):
         archives = [(raw / file, [mirror + file for mirror in make.mirrors], md5) for file, md5 in make.resources]
     else:
         archives = [(root / make.filename, [make.url], make.tgz_md5)]
-    for path, urls, md5 in archives:
-        fetch(urls, path, lambda p, md5=md5: check_integrity(str(p), md5))
-    with locked(root / f"{name}.lock", wait=f"another process is unpacking {name}; waiting for it"):
-        if hasattr(make, "resources"):
-            for path, *_ in archives:  # MNIST's reader believes what kill -9 left of a file while it was unpacked
-                path.with_suffix("").unlink(missing_ok=True)
+
+    def read(download):
+        with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
+            return [make(root, train=train, download=download) for train in (True, False)]
+
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / f"{name}.lock", wait=f"another process is fetching {name}; waiting for it"):
+        packed = [path for path, *_ in archives if path.exists()]
         try:
-            with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
-                parts = [make(root, train=train, download=True) for train in (True, False)]
+            # What lies there unpacked is used: CIFAR-10's files have checksums of their own, MNIST's were put by hand
+            # if their archives are missing (else kill -9 may have left a part of one, which its reader would believe).
+            if not (packed and hasattr(make, "resources")):
+                with contextlib.suppress(RuntimeError):  # "not found or corrupted"
+                    return torchvision_arrays(*read(download=False))
+            for path, urls, md5 in archives:
+                fetch(urls, path, lambda p, md5=md5: check_integrity(str(p), md5))
+                if hasattr(make, "resources"):
+                    path.with_suffix("").unlink(missing_ok=True)
+            return torchvision_arrays(*read(download=True))
         except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
             files = ", ".join(str(path) for path, *_ in archives)
             raise InputError(
                 f"'{name}' cannot be read from {files} ({short(error)}): delete it and try again"
             ) from None
+
+
+def torchvision_arrays(*parts):
+    """The training and the test part of a torchvision data set -> Source."""
     images = np.concatenate([np.asarray(part.data) for part in parts])
     labels = [int(label) for part in parts for label in part.targets]
     split = [0] * len(parts[0].data) + [1] * len(parts[1].data)
@@ -712,24 +727,30 @@ def fetch(urls, path, check):
     """
     by_hand = f"download {urls[0]} yourself and put it at {path}"
     part, problem = Path(f"{path}.part"), None
+
+    def there():
+        if path.exists() and not check(path):
+            raise InputError(f"{path} is damaged or another version (wrong checksum): delete it, or {by_hand}")
+        return path.exists()
+
+    if there():  # also in a folder that cannot be written
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(f"{path}.lock", wait=f"another process is downloading {path.name}; waiting for it"):
-        if path.exists():
-            if check(path):
-                return path
-            raise InputError(f"{path} is damaged or another version (wrong checksum): delete it, or {by_hand}")
+        if there():
+            return path
         for url in urls:
             try:
                 receive(url, part)
-                break
+                if check(part):
+                    break
+                part.unlink()
+                raise OSError("a file with a wrong checksum came")
             except (OSError, http.client.HTTPException) as error:
                 problem = problem or error  # of the first address, which the message names
         else:
             kept = f"; {part.stat().st_size:,} bytes are kept for the next try" if part.exists() else ""
             raise InputError(f"could not download {path.name} ({short(problem)}{kept}): {by_hand}") from None
-        if not check(part):
-            part.unlink()
-            raise InputError(f"{url} gave a file with a wrong checksum: {by_hand}")
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -737,46 +758,52 @@ def fetch(urls, path, check):
 
 
 def receive(url, part, patience=3):
-    """Append to the file `part` what it lacks of `url`. A connection that breaks is taken up again, unless nothing came
-    `patience` times in a row. Raises OSError and HTTPException."""
-    failures, said = 0, False
+    """Append to the file `part` what it lacks of `url`. A connection that breaks is taken up again, until `patience`
+    times in a row nothing new came. Raises OSError and HTTPException."""
+    failures, furthest, said = 0, 0, False
     while True:
-        have = part.stat().st_size if part.exists() else 0
+        size = have = part.stat().st_size if part.exists() else 0
+        total = broken = None
         try:
-            reply = urllib.request.urlopen(
-                urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=30
-            )
-        except urllib.error.HTTPError as error:
-            if error.code == 416 and have:  # nothing lies beyond: the part is whole, or its checksum will be wrong
+            request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+            reply = urllib.request.urlopen(request, timeout=30)
+        except OSError as error:
+            code = getattr(error, "code", 500)  # no answer is like a server in trouble: it may pass
+            if code == 416 and have:  # nothing lies beyond: the part is whole, or its checksum will be wrong
                 return
-            raise
-        with reply:
-            if reply.headers.get_content_type() == "text/html":
-                raise OSError("a web page came instead of the file: a login page of the network?")
-            if reply.status != 206:  # a server that cannot begin in the middle
-                have = 0
-            length = reply.headers.get("Content-Length")
-            total, size = have + int(length) if length else None, have
-            if not said:
-                print(f"downloading {part.stem}" + f" ({total / 1e6:,.1f} MB)" * bool(total), file=sys.stderr)
-            said = True
-            bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
-            with open(part, "ab" if have else "wb") as file, bar:
-                while True:
-                    try:
-                        piece = reply.read(2**16)
-                    except (OSError, http.client.HTTPException):
-                        piece = b""
-                    if not piece:
-                        break
-                    file.write(piece)  # its errors are the disk's, and end the download
-                    size += len(piece)
-                    bar.update(len(piece))
-        if size == total or (total is None and size > have):
-            return
-        failures = 0 if size > have else failures + 1
+            if code < 500 or not have:
+                raise
+            broken = error
+        else:
+            with reply:
+                if reply.headers.get_content_type() == "text/html":
+                    raise OSError("a web page came instead of the file: a login page of the network?")
+                if reply.status != 206:  # a server that cannot begin in the middle
+                    size = have = 0
+                if length := reply.headers.get("Content-Length"):
+                    total = have + int(length)
+                if not said:
+                    said = f"downloading {part.stem}" + (f" ({total / 1e6:,.1f} MB)" if total else "")
+                    print(said, file=sys.stderr)
+                bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=None)
+                with open(part, "ab" if have else "wb") as file, bar:
+                    while True:
+                        try:
+                            piece = reply.read1(2**16)
+                        except (OSError, http.client.HTTPException) as error:
+                            piece, broken = b"", error
+                        if not piece:
+                            break
+                        file.write(piece)  # its errors are the disk's, and end the download
+                        file.flush()  # so that kill -9 loses nothing
+                        size += len(piece)
+                        bar.update(len(piece))
+            if not broken and total in (None, size):
+                return
+        failures = 0 if size > furthest else failures + 1
+        furthest = max(furthest, size)
         if failures == patience:
-            raise OSError(f"the connection broke after {size:,} of {total:,} bytes")
+            raise OSError(f"the connection broke after {size:,}" + (f" of {total:,}" if total else "") + " bytes")
         time.sleep(failures)
 
 
@@ -823,6 +850,8 @@ def prepare(source, size, path, key):
     named; more than 1 % of them is an error.
     """
     total = len(source.names)
+    if source.unused:
+        print(source.unused, file=sys.stderr)
     grey, natural, skipped, kept = True, set(), [], []
     digest = hashlib.sha256()
 
@@ -1683,13 +1712,14 @@ def list_data():
         print(f"{name:14s} {about}")
     print("or give a folder, a zip or an .npz of your own images")
     for about in sorted(DATA.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no file of ours
-            n, c, h, w = json.loads(about.read_text(encoding="utf-8"))["shape"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # no file of ours
+            n, c, h, w = (operator.index(k) for k in json.loads(about.read_text(encoding="utf-8"))["shape"])
             size = about.with_suffix(".npy").stat().st_size
             print(f"prepared: {about.with_suffix('.npy')}, {n:,} images, {h}x{w}x{c}, {size / 1e6:,.1f} MB")
-    if (DATA / "downloads").exists():
-        size = sum(path.stat().st_size for path in (DATA / "downloads").rglob("*") if path.is_file())
-        print(f"downloads: {DATA / 'downloads'}, {size / 1e6:,.1f} MB")
+    for kind in "downloads", "features":
+        if (folder := DATA / kind).is_dir():
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            print(f"{kind}: {folder}, {size / 1e6:,.1f} MB")
 
 
 def main(args):

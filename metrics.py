@@ -74,7 +74,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import io
 import json
 import socket
 from collections import OrderedDict
@@ -416,10 +415,13 @@ def bootstrap(real, fake, resamples=50, seed=0):
     Both sides are drawn again from themselves, N of N and M of M with replacement, `resamples` times; the standard
     deviation over these is the bootstrap's standard error (Efron 1979, doi.org/10.1214/aos/1176344552). Their mean is
     of no use: a resample holds images twice, which raises FID. KID is here that of all images, without the pairs of an
-    image with its own copy; its mean over many subsets has nearly the same error.
-    real, fake: (N, d) and (M, d). Returns (error of FID, error of KID).
+    image with its own copy; a choice of subsets adds to its error, see evaluate().
+    real, fake: (N, d) and (M, d), N, M >= 10. resamples: at least 2. Returns (error of FID, error of KID).
     """
     real, fake = checked(real, fake)
+    if min(len(real), len(fake)) < 10 or resamples < 2:
+        sides = f"{len(real)} and {len(fake)} images, {resamples} resamples"
+        raise InputError(f"{sides}: standard errors need at least 10 images on each side and 2 resamples")
     rng, fids, often = np.random.default_rng(seed), [], []
     for _ in tqdm(range(resamples), desc="bootstrap", disable=None, leave=False):
         i, j = rng.integers(len(real), size=len(real)), rng.integers(len(fake), size=len(fake))
@@ -441,6 +443,8 @@ def collapse(x, threshold=0.9):
     as in the reports: backgrounds alone make real images similar, so the count means something only beside theirs.
     """
     x = torch.as_tensor(x).flatten(1)
+    if x.is_floating_point() and not x.isfinite().all():
+        raise InputError("similarities of values that are not finite (NaN or infinity)")
 
     def unit(rows, dtype=torch.float32):
         rows = rows.to(dtype) / 127.5 - 1 if rows.dtype == torch.uint8 else rows.to(dtype)
@@ -486,7 +490,7 @@ def prdc(real, fake, k=NEIGHBOURS):
                  (Naeem et al. 2020, 2002.09797)
     In float64, 1,000 rows against 4,096 at a time: memory grows with N and M, not with their product.
     """
-    real, fake = (torch.as_tensor(x) for x in (real, fake))
+    real, fake = (torch.as_tensor(x) for x in checked(real, fake))
     if min(len(real), len(fake)) <= k:
         raise InputError(f"{len(real)} and {len(fake)} images: neighbours need more than {k} on each side")
 
@@ -764,16 +768,17 @@ def kept(what, images, find):
     """find(), remembered under `what` and the content of the images: a run that is evaluated every few epochs has the
     same real images every time."""
     key = (hashlib.sha256(np.ascontiguousarray(images)).hexdigest(), tuple(images.shape), what)
-    if key not in _kept:
-        _kept[key] = find()
-        while len(_kept) > 16:
-            del _kept[next(iter(_kept))]
+    _kept[key] = _kept.pop(key) if key in _kept else find()  # the newest stands last
+    while len(_kept) > 32:
+        del _kept[next(iter(_kept))]
     return _kept[key]
 
 
 def kept_features(images, dims, weights, device, precision, words):
-    """features() of real images, also remembered by later programs: in data/features/, 8 KB an image at 2048."""
-    settings = f"{sorted(dims)} {weights.name} {precision} {torch.device(device).type} {tuple(images.shape)}"
+    """features() of real images, also remembered by later programs: in data/features/, 8 KB an image at 2048. The
+    folder may be deleted at any time."""
+    version = 1  # count up when features() changes
+    settings = f"{version} {sorted(dims)} {weights.name} {precision} {torch.device(device).type} {tuple(images.shape)}"
 
     def find():
         content = hashlib.sha256(images.contiguous().numpy()).hexdigest()
@@ -786,11 +791,15 @@ def kept_features(images, dims, weights, device, precision, words):
         except Exception:  # not there, or damaged: both cost the same work again
             pass
         found = features(images, dims, weights, device, precision, words=words)
-        buffer = io.BytesIO()
-        np.savez(buffer, **{str(dim): values for dim, values in found.items()})
-        with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: then not
-            path.parent.mkdir(parents=True, exist_ok=True)
-            datasets.write_atomic(path, lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+
+        def write(temporary):
+            with open(temporary, "wb") as file:
+                np.savez(file, **{str(dim): values for dim, values in found.items()})
+
+        if all(np.isfinite(np.asarray(values)).all() for values in found.values()):
+            with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: then not
+                path.parent.mkdir(parents=True, exist_ok=True)
+                datasets.write_atomic(path, write)
         return found
 
     return kept(settings, images, find)
@@ -886,15 +895,17 @@ def evaluate(
             continue
         how = f"{features_words(dim, weights, precision)}; {sides}"
         scale = f"; another scale than the usual 2048-d FID: compares with FID-{dim} only" if dim != 2048 else ""
-        floor_fid, errors = fid(x[dim], z[dim]) if z else None, [{}, {}]
-        if resamples:
-            how += f"; standard error (se) from {resamples} bootstrap resamples of both sides"
-            errors = [{"se": error} for error in bootstrap(x[dim], y[dim], resamples, seed)]
-        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{how}{beside}; covariances N-1{scale}", **errors[0])
+        floor_fid, errors, against = fid(x[dim], z[dim]) if z else None, [{}, {}], f"{how}{beside}"
         mean, std = kid(x[dim], y[dim], seed=seed)
         real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
+        if resamples:
+            against += f"; standard error (se) from {resamples} bootstrap resamples of both sides"
+            of_fid, of_kid = bootstrap(x[dim], y[dim], resamples, seed)
+            # given the images, the mean over 100 random subsets scatters around the KID of all by std / 10
+            errors = [{"se": of_fid}, {"se": float(np.hypot(of_kid, std / 10))}]
+        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{against}; covariances N-1{scale}", **errors[0])
         spread = {"std": std, "real_std": real_std, **errors[1]}
-        add(named("KID", dim), mean, real_mean, f"{how}{beside}; cubic kernel, {subsets}", **spread)
+        add(named("KID", dim), mean, real_mean, f"{against}; cubic kernel, {subsets}", **spread)
         add_collapse(f"features {dim}", x[dim], y[dim], how)
     if usable:
         dim, among = max(usable), {}
@@ -906,7 +917,8 @@ def evaluate(
                 add(named(name, dim), value, among.get(name), how)
         else:
             reason = f"{NEIGHBOURS} nearest neighbours need more than {NEIGHBOURS} images on each side"
-            values.append({"name": named("precision and recall", dim), "value": None, "reason": reason})
+            names = [named(name, dim) for name in ("precision", "recall", "density", "coverage")]
+            values += [{"name": name, "value": None, "reason": reason} for name in names]
     channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
     a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
     # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
@@ -960,7 +972,9 @@ def conditional(
         return (predict(images) == labels).double().mean().item()
 
     settings = (len(train.classes), device, steps)
-    of_real, of_fake = classifier(images, labels, *settings), classifier(fake, asked, *settings)
+    of_labels = hashlib.sha256(labels.numpy()).hexdigest()
+    of_real = kept(f"classifier {settings} {of_labels}", images, lambda: classifier(images, labels, *settings))
+    of_fake = classifier(fake, asked, *settings)
     real = accuracy(of_real, test, test_labels)
     often = torch.bincount(test_labels)
     where += f" ({often.max() / often.sum():.2f} of them are {train.classes[int(often.argmax())]})"
@@ -1043,46 +1057,52 @@ def table(values, report=None):
 
 
 def comparison(found):
-    """Several lists of values, measured in the same way, as one text: a row for each value, a column for each list, and
-    the protocols below. found: {what the images are: values}."""
-    columns = [list(values) for values in found.values()]
-    names = list(dict.fromkeys(v["name"] for values in columns for v in values))  # in order, each once
-    by_name = [{v["name"]: v for v in values} for values in columns]
-    letters = [chr(ord("A") + i) if len(columns) <= 26 else str(i + 1) for i in range(len(columns))]
+    """Several lists of values as one text: a row for each value, a column for each list, the protocols below, and where
+    they differ, each with its columns. found: [(what the images are, values)]."""
+    letters = [chr(ord("A") + i) if len(found) <= 26 else str(i + 1) for i in range(len(found))]
+    by_name = {}  # name -> {letter: value}, in order
+    for letter, (_, values) in zip(letters, found, strict=True):
+        for v in values:
+            by_name.setdefault(v["name"], {})[letter] = v
     rows, notes = [["", *letters, "real images"]], []
-    for name in names:
-        here = [values.get(name) for values in by_name]
-        first = next((v for v in here if v and v["value"] is not None), None)
-        cells = ["-" if v is None or v["value"] is None else shown(v) for v in here]
-        beside = shown(first, "real") if first and first["real"] is not None else "-"
-        rows.append([title({"name": name}), *cells, beside])
-        notes.append(f"{name}: {first['protocol']}" if first else
-                     f"{name}: not measured here: {next(v for v in here if v)['reason']}")  # fmt: skip
+    for name, here in by_name.items():
+        protocols, beside = {}, []
+        for letter, v in here.items():
+            words = f"not measured here: {v['reason']}" if v["value"] is None else v["protocol"]
+            protocols.setdefault(words, []).append(letter)
+            beside.append(shown(v, "real") if v.get("real") is not None else "-")
+        cells = [shown(here[k]) if k in here and here[k]["value"] is not None else "-" for k in letters]
+        rows.append([title({"name": name}), *cells, " ".join(dict.fromkeys(beside))])  # usually one for all columns
+        notes += [
+            f"{name}{f' ({chr(44).join(of)})' * (len(protocols) > 1)}: {words}" for words, of in protocols.items()
+        ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    legend = [f"{letter}: {words}" for letter, words in zip(letters, found, strict=True)]
+    legend = [f"{letter}: {words}" for letter, (words, _) in zip(letters, found, strict=True)]
     return "\n".join([*legend, "", *lines, "", *notes])
 
 
 # ----------------------------------------------------------------------------------------------------- command line
 
 
-def open_model(path):
-    """The checkpoint that one side names (a .pt or a run directory), or None if that side is data."""
+def checkpoints(path):
+    """The files that a checkpoint or a run directory stands for: best.pt and last.pt; [] if it is data."""
     path = Path(path)
-    return datasets.read_checkpoint(path) if path.suffix == ".pt" or (path / "last.pt").exists() else None
+    if not path.is_dir():
+        return [path] if path.suffix == ".pt" else []
+    found = [file for file in (path / "best.pt", path / "last.pt") if file.exists()]
+    if not found and (path / "args.json").exists():
+        raise InputError(f"'{path}' is a run directory without a checkpoint")
+    return found
 
 
 def open_fakes(texts):
-    """What is to be measured: [(name, checkpoint or None)]. A run directory stands for its best.pt and its last.pt."""
+    """What is to be measured: [(name, checkpoint or None if it is data)]."""
     found = []
     for text in texts:
-        if not (Path(text) / "last.pt").exists():
-            found.append((text, open_model(text)))
-            continue
-        best, last = Path(text) / "best.pt", Path(text) / "last.pt"
-        models = [(str(path), datasets.read_checkpoint(path)) for path in (best, last) if path.exists()]
-        found += models[-1:] if models[0][1]["step"] == models[-1][1]["step"] else models
+        models = [(str(file), datasets.read_checkpoint(file)) for file in checkpoints(text)] or [(text, None)]
+        same = len(models) == 2 and models[0][1]["step"] == models[1][1]["step"]  # the best is the last
+        found += models[same:]
     return found
 
 
@@ -1117,7 +1137,8 @@ def main(args):
         weights = load_weights(args.weights)
         for dim in args.dims or []:
             require(weights, dim)
-    model, fakes = open_model(args.real), open_fakes(args.fake)
+    files, fakes = checkpoints(args.real), open_fakes(args.fake)
+    model = datasets.read_checkpoint(files[-1]) if files else None
     models = [checkpoint for _, checkpoint in [(args.real, model), *fakes] if checkpoint]
     sizes = [args.size] * bool(args.size) + [checkpoint["flags"]["size"] for checkpoint in models] or [64]
     size = sizes[0]
@@ -1127,15 +1148,20 @@ def main(args):
     pool, real_words, labels, classes = side(args.real, model, 2 * n, size, "test", seed + bool(model), device)
     real, floor = pool[:n], pool[n:]
     dims, results = args.dims or (768, 2048), []
+    for what, images in (args.real, real), ("the floor", floor if args.floor else real):
+        if len(images) < n:
+            print(f"metrics.py: {what} has only {len(images)} of the {n} images asked for", file=sys.stderr)
+    for name, checkpoint in fakes:
+        if checkpoint is None:
+            datasets.load(name, size, "all")  # what cannot be read is missed before the long work
     for name, checkpoint in fakes:
         fake, words, asked, others = side(name, checkpoint, n, size, "all", seed, device)
-        for what, images in (args.real, real), (name, fake), ("the floor", floor if args.floor else pool):
-            if len(images) < n:
-                print(f"metrics.py: {what} has only {len(images)} of the {n} images asked for", file=sys.stderr)
+        if len(fake) < n:
+            print(f"metrics.py: {name} has only {len(fake)} of the {n} images asked for", file=sys.stderr)
         values = evaluate(
             real, fake, floor if args.floor else None, dims=dims, weights=weights, device=device,
             precision=args.precision, seed=seed, resamples=args.bootstrap, real_words=real_words,
-            fake_words=words if len(fakes) == 1 else "images of the column",
+            fake_words=words if args.json or len(fakes) == 1 else "images of the column",
         )  # fmt: skip
         if labels is not None and asked is not None and model is None:
             if classes == others:
@@ -1151,7 +1177,7 @@ def main(args):
     elif len(results) == 1:
         print(table(results[0]["values"]))
     else:
-        print(comparison({f"{one['fake']}: {one['images']}": one["values"] for one in results}))
+        print(comparison([(f"{one['fake']}: {one['images']}", one["values"]) for one in results]))
 
 
 if __name__ == "__main__":

@@ -55,15 +55,18 @@ def main(args):
     checkpoint, n = datasets.read_checkpoint(args.fake), args.images
     weights, device = metrics.load_weights(args.weights), datasets.pick_device()[0]
     data = datasets.load(args.real, checkpoint["flags"]["size"])
-    pool = data.images[datasets.shuffled(len(data.images), 0)]
+    if len(data.images) < 2 * n:
+        raise datasets.InputError(f"'{args.real}' has {len(data.images)} images: --images must be at most half of that")
+    pool = data.images[datasets.shuffled(len(data.images), 0)].expand(-1, 3, -1, -1)
     fakes = importlib.import_module(checkpoint["script"]).generate(checkpoint, 3 * n, 0, device)
+    fakes = fakes.expand(-1, 3, -1, -1)
 
     def of(images, dim=args.dims, precision="fp32"):
         return metrics.features(images, (dim,), weights, device, precision)[dim]
 
     x, y = of(pool[: 2 * n]), of(fakes)
     first = metrics.fid(x[:n], y[:n])
-    fid_error, kid_error = metrics.bootstrap(x[:n], y[:n], 50)
+    fid_error, _ = metrics.bootstrap(x[:n], y[:n], 50)
     name = metrics.named("FID", args.dims)
     print(f"| {n} generated against {n} real images, and | {name} |\n|---|---|", flush=True)
 
@@ -87,7 +90,7 @@ def main(args):
         "resized to the nearest pixel": lambda i: enlarged(i, mode="nearest"),
     }.items():
         row(words, metrics.fid(of(change(real)), of(change(fake))))
-    row("the same for the generated ones only", metrics.fid(x[:n], of(change(fake))))
+    row("resized to the nearest pixel, the generated ones only", metrics.fid(x[:n], of(change(fake))))
     darker = torch.where(fake > 0, fake - (torch.rand(fake.shape) < 0.5).byte(), fake)
     row("generated values truncated to bytes, not rounded", metrics.fid(x[:n], of(darker)))
     for quality in (95, 75):

@@ -45,6 +45,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path not in server.files:
             return self.answer(404, b"not here", "text/plain")
         content = server.files[self.path]
+        if server.failing and asked:
+            server.failing -= 1
+            return self.answer(503, b"later", "text/plain")
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.ranges else None
         if start is not None and start >= len(content):
             return self.answer(416, b"", "text/plain")
@@ -53,8 +56,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, content, kind):
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
+        chunked = self.server.chunked and status in (200, 206)
+        self.send_header(*("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(content))))
         self.end_headers()
+        if chunked:  # its length is not said beforehand; the last chunk of 0 bytes is the end
+            parts = [content[i : i + 1000] for i in range(0, len(content), 1000)]
+            content = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
         cut = self.server.cut.pop(0) if self.server.cut else len(content)
         self.wfile.write(content[:cut])
         if cut < len(content):
@@ -71,9 +78,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """files: path -> content. asked: [(path, Range header)]. cut: after how many bytes the next connections break."""
+    """files: path -> content. asked: [(path, Range header)]. cut: after how many bytes the next connections break.
+    failing: how many of the next tries to go on get a 503."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files, server.asked, server.cut, server.moved, server.html, server.ranges = {}, [], [], {}, False, True
+        server.failing, server.chunked = 0, False
         server.reached, server.go_on = threading.Event(), threading.Event()
         server.go_on.set()
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -118,7 +127,8 @@ def test_a_file_comes_once(server, here, capsys):
 
 def test_the_second_address_serves_where_the_first_does_not(server, here):
     server.files["/f.bin"], server.moved["/old"] = CONTENT, "/f.bin"
-    urls = [f"{server.url}/gone", f"{server.url}/old"]
+    server.files["/other"] = b"of another version"
+    urls = [f"{server.url}/gone", f"{server.url}/other", f"{server.url}/old"]
     assert is_content(fetch(urls, here / "d/f.bin", is_content))
 
 
@@ -140,6 +150,30 @@ def test_a_later_call_goes_on(server, here):
 def test_a_server_that_cannot_begin_in_the_middle(server, here):
     server.files["/f.bin"], server.cut, server.ranges = CONTENT, [1000, 500], False
     assert is_content(fetch([f"{server.url}/f.bin"], here / "d/f.bin", is_content))
+
+
+@pytest.mark.parametrize("cut", [[], [1500], [1500, 1200, 0, 700]])
+def test_a_reply_that_does_not_say_its_length(server, here, cut, capsys):
+    server.files["/f.bin"], server.cut, server.chunked = CONTENT, cut, True
+    assert is_content(fetch([f"{server.url}/f.bin"], here / "d/f.bin", is_content))
+    assert capsys.readouterr().err == "downloading f.bin\n"
+    server.cut = [1500, 0, 0, 0]
+    with pytest.raises(InputError, match="the connection broke after 1,\\d+ bytes; 1,\\d+ bytes are kept"):
+        fetch([f"{server.url}/f.bin"], here / "d/g.bin", is_content)
+
+
+def test_a_server_that_always_breaks_is_given_up(server, here):
+    server.files["/f.bin"], server.cut, server.ranges = CONTENT, [1000] * 20, False
+    refused(server, here, "broke after 1,000 of 3,500 bytes")
+    assert len(server.asked) == 4
+
+
+def test_a_server_in_trouble_is_asked_again(server, here):
+    server.files["/f.bin"], server.cut, server.failing = CONTENT, [1000], 2
+    assert is_content(fetch([f"{server.url}/f.bin"], here / "d/f.bin", is_content))
+    server.cut, server.failing = [1000], 3
+    with pytest.raises(InputError, match="connection broke after 1,000 bytes"):
+        fetch([f"{server.url}/f.bin"], here / "d/g.bin", is_content)
 
 
 def test_a_part_that_is_whole_needs_no_more(server, here):
@@ -212,8 +246,13 @@ def test_two_at_once_fetch_once(server, here, capsys):
     threads[0].start()
     assert server.reached.wait(30)
     threads[1].start()
-    while "another process is downloading f.bin" not in capsys.readouterr().err:
+    said = ""
+    for _ in range(3000):
+        if "another process is downloading f.bin" in (said := said + capsys.readouterr().err):
+            break
         time.sleep(0.01)
+    else:
+        pytest.fail(said)
     server.go_on.set()
     for thread in threads:
         thread.join(30)
@@ -227,13 +266,17 @@ def test_kill_in_the_middle(server, here):
     command = [sys.executable, "-c", code, f"{server.url}/f.bin", here / "d/f.bin"]
     process = subprocess.Popen(command, cwd=ROOT)
     assert server.reached.wait(60)
-    while not (here / "d/f.bin.part").exists():
+    part = here / "d/f.bin.part"
+    for _ in range(3000):
+        if part.exists() and part.stat().st_size == 1000:
+            break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     server.go_on.set()
-    assert not (here / "d/f.bin").exists()
+    assert not (here / "d/f.bin").exists() and part.read_bytes() == CONTENT[:1000]
     assert is_content(fetch([f"{server.url}/f.bin"], here / "d/f.bin", is_content))
+    assert ranges(server) == [None, "bytes=1000-"]
 
 
 # -------------------------------------------------------------------------------------------------- the named sets
@@ -290,6 +333,12 @@ def test_mnist(server, here, name, monkeypatch, capsys):
     whole = (raw / "train-images-idx3-ubyte").read_bytes()
     (raw / "train-images-idx3-ubyte").write_bytes(whole[:-784] + bytes(784))
     assert np.array_equal(load(name, 28).images[:, 0], arrays[0])
+    server.files.clear()
+    for path in raw.glob("*.gz"):
+        path.rename(path.with_suffix(".away"))
+    assert np.array_equal(load(name, 64).images.shape, (50, 1, 64, 64))  # unpacked files, put there by hand
+    for path in raw.glob("*.away"):
+        path.rename(path.with_suffix(".gz"))
     (raw / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
     with pytest.raises(InputError, match="t10k-labels-idx1-ubyte.gz is damaged .* delete it"):
         load(name, 16)
@@ -337,6 +386,9 @@ def test_cifar10_and_artbench10(server, here, name, monkeypatch):
     train, test = load(name, 32), load(name, 32, "test")
     assert np.array_equal(torch.cat([train.images, test.images]), images) and train.classes == ["a", "b", "c"]
     assert train.labels.tolist() + test.labels.tolist() == labels and len(test.images) == 6
+    server.files.clear()
+    (here / "data/downloads" / file).unlink()
+    assert torch.equal(load(name, 16).labels, train.labels)  # from the unpacked files, put there by hand
 
 
 def test_artbench10_at_256(server, here, monkeypatch):

@@ -683,12 +683,15 @@ def test_features_of_real_images_are_kept_on_disk(small_weights, monkeypatch, tm
     assert metrics.evaluate(real, fake, **options) == first and len(calls) == 1 and calls[0] is fake
     metrics.evaluate(images(12, seed=3), fake, **options)
     metrics.evaluate(real, fake, dims=(192,), weights=small_weights)
-    assert len(calls) == 5 and len(list((tmp_path / "data/features").iterdir())) == 3  # nothing was taken for another
+    metrics.evaluate(real, fake, **options, precision="bf16")
+    state, name = metrics.load_weights(small_weights)
+    metrics.evaluate(real, fake, dims=(64,), weights=metrics.Weights(state, f"other {name}"))
+    assert len(calls) == 9 and len(list((tmp_path / "data/features").iterdir())) == 5  # nothing was taken for another
     for content in (b"", file.read_bytes()[:500]):
         file.write_bytes(content)
         metrics._kept.clear()
         assert metrics.evaluate(real, fake, **options) == first
-    assert len(calls) == 9 and len(file.read_bytes()) > 500  # damaged: made again
+    assert len(calls) == 13 and len(file.read_bytes()) > 500  # damaged: made again
 
 
 def test_standard_errors_on_request(small_weights):
@@ -696,15 +699,19 @@ def test_standard_errors_on_request(small_weights):
     plain = metrics.evaluate(images(12), images(10, seed=2), **options)
     found = metrics.evaluate(images(12), images(10, seed=2), **options, resamples=5)
     x, y = (metrics.features(side, (64,), small_weights)[64] for side in (images(12), images(10, seed=2)))
-    assert [v["se"] for v in found[:2]] == pytest.approx(metrics.bootstrap(x, y, 5), rel=1e-3)
+    of_fid, of_kid = metrics.bootstrap(x, y, 5)
+    expected = of_fid, np.hypot(of_kid, found[1]["std"] / 10)
+    assert [v["se"] for v in found[:2]] == pytest.approx(expected, rel=1e-3) and found[1]["std"] > 0
+    with pytest.raises(InputError, match="at least 10 images"):
+        metrics.evaluate(images(9), images(12), **options, resamples=5)
     assert "5 bootstrap resamples" in found[0]["protocol"] and "(se " in metrics.table(found)
     assert [v["value"] for v in found] == [v["value"] for v in plain] and "se" not in plain[0]
 
 
 def test_constant_images_are_measured(small_weights):
     """No variance anywhere, in pixels or features: every value is a number, or says why it is not."""
-    black, grey = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.full((8, 3, 16, 16), 100, dtype=torch.uint8)
-    for one, other in (black, grey), (grey, grey), (images(8, 16), black):
+    black, grey = torch.zeros(10, 3, 16, 16, dtype=torch.uint8), torch.full((10, 3, 16, 16), 100, dtype=torch.uint8)
+    for one, other in (black, grey), (grey, grey), (images(10, 16), black):
         for value in metrics.evaluate(one, other, dims=(64,), weights=small_weights, resamples=2):
             for key in ("value", "real", "se", "std", "error"):
                 assert value.get(key) is None or np.isfinite(value[key]), (value["name"], key)
@@ -722,7 +729,9 @@ def test_evaluate_averages_real_images_down(small_weights):
     assert [v["value"] for v in found] == [v["value"] for v in small]
     assert [v.get("real") for v in found] == [v.get("real") for v in small]
     few = [v for v in found if v["value"] is None]
-    assert [v["name"] for v in few] == ["precision and recall-64"] and "more than 5 images" in few[0]["reason"]
+    assert [v["name"] for v in few] == [
+        f"{name}-64" for name in ("precision", "recall", "density", "coverage")
+    ] and "more than 5 images" in few[0]["reason"]
     assert all("6 real images averaged down to 20x20" in v["protocol"] for v in found if v not in few)
     assert "6 other real images averaged down to 20x20 against" in found[0]["protocol"]
     assert "averaged" not in str(small)
@@ -807,7 +816,7 @@ def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, mo
     run(two_sets[0], folder, *options)
     assert "A:" not in capsys.readouterr().out
     torch.save({"script": "dcgan", "format": 1, "flags": {"size": 16, "ema": 0.0}, "step": 3}, folder / "best.pt")
-    run(two_sets[0], folder, two_sets[1], *options)
+    run(two_sets[0], folder, two_sets[1], *options, "--floor")
     out = capsys.readouterr().out
     assert f"A: {folder / 'best.pt'}: images by dcgan, plain weights at step 3" in out and "at step 7" in out
     assert "C: " in out and "6 images of the column against 6 images of real" in out
@@ -815,6 +824,31 @@ def test_command_line_with_a_model(two_sets, tmp_path, small_weights, capsys, mo
     run(two_sets[0], folder / "last.pt", *options, "--json")
     fid, kid = json.loads(capsys.readouterr().out)["fakes"][0]["values"][:2]
     assert table[0][2] == metrics.shown(fid) and " ".join(table[1][6:9]) == metrics.shown(kid)
+    run(two_sets[0], folder / "last.pt", *options, "--json", "--floor")
+    fid = json.loads(capsys.readouterr().out)["fakes"][0]["values"][0]
+    assert table[0][4:] == [metrics.shown(fid, "real")] and "6 images by dcgan" in fid["protocol"]
+    # a side with fewer images has a protocol of its own
+    few = tmp_path / "few.npz"
+    np.savez(few, images=images(4, 16).permute(0, 2, 3, 1).numpy())
+    run(two_sets[0], two_sets[1], few, *options)
+    out, err = capsys.readouterr()
+    assert "FID-64 (A): " in out and "FID-64 (B): " in out and "4 images of the column" in out
+    assert err.count("has only") == 1 and "precision-64 (B): not measured here" in out
+    with pytest.raises(InputError, match="no data set or path 'nosuch'"):
+        run(two_sets[0], two_sets[1], "nosuch", *options)
+    assert capsys.readouterr().out == ""
+    only_best, nothing = tmp_path / "only_best", tmp_path / "nothing"
+    for each in only_best, nothing:
+        each.mkdir()
+        (each / "args.json").write_text("{}")
+    (folder / "best.pt").rename(only_best / "best.pt")
+    run(two_sets[0], only_best, *options)
+    assert "images by dcgan, plain weights at step 3" in capsys.readouterr().out
+    with pytest.raises(InputError, match="without a checkpoint"):
+        run(two_sets[0], nothing, *options)
+    run(two_sets[0], folder, *options)
+    (only_best / "best.pt").rename(folder / "best.pt")
+    capsys.readouterr()
     run(two_sets[0], folder, *options, "--json")
     assert [fake["fake"] for fake in json.loads(capsys.readouterr().out)["fakes"]] == [
         str(folder / "best.pt"), str(folder / "last.pt")]  # fmt: skip
