@@ -52,7 +52,9 @@ fid_score.linalg = cleanfid.fid.linalg = Linalg
 class Identity(torch.nn.Module):
     """For torchmetrics, which takes a network: the features are there already."""
 
-    num_features = 2048
+    def __init__(self, d):
+        super().__init__()
+        self.num_features = d
 
     def forward(self, x):
         return x
@@ -83,7 +85,8 @@ def fid_by_torch_fidelity(real, fake):
     return metric.fid_statistics_to_metric(*sides, verbose=False)[metric.KEY_METRIC_FID]
 
 
-def by_torchmetrics(metric, real, fake):
+def by_torchmetrics(kind, real, fake):
+    metric = kind(Identity(real.shape[1]))
     for x, is_real in ((real, True), (fake, False)):
         for part in torch.from_numpy(x).split(1000):
             metric.update(part, real=is_real)
@@ -108,13 +111,17 @@ FID = {
     "pytorch-fid": fid_by_pytorch_fid,
     "clean-fid": cleanfid.fid.fid_from_feats,
     "torch-fidelity": fid_by_torch_fidelity,
-    "torchmetrics": lambda *sides: by_torchmetrics(FrechetInceptionDistance(Identity()), *sides).item(),
+    "torchmetrics": lambda *sides: by_torchmetrics(
+        FrechetInceptionDistance(Identity(sides[0].shape[1])), *sides
+    ).item(),
 }
 KID = {
     "ours": lambda *sides: metrics.kid(*sides)[0],
     "clean-fid": cleanfid.fid.kernel_distance,
     "torch-fidelity": kid_by_torch_fidelity,
-    "torchmetrics": lambda *sides: by_torchmetrics(KernelInceptionDistance(Identity()), *sides)[0].item(),
+    "torchmetrics": lambda *sides: by_torchmetrics(KernelInceptionDistance(Identity(sides[0].shape[1])), *sides)[
+        0
+    ].item(),
 }
 COLLAPSE = {"ours": lambda x: metrics.collapse(x)[0], "torchmetrics": collapse_by_torchmetrics}
 

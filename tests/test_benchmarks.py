@@ -1,9 +1,16 @@
 """The benchmarks run, at sizes that say nothing about speed."""
 
 import importlib.util
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+import datasets
+import dcgan
+import report
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -28,3 +35,52 @@ def test_step_refuses_zero_rounds(capsys):
     with pytest.raises(SystemExit) as stop:
         load("step").parse_args(["--rounds", "0"])
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_distances_are_the_same_thing():
+    """What is timed against each other gives the same value."""
+    distances = load("distances")
+    real, fake = distances.features(300, 16)
+    values = [way(real, fake) for way in distances.FID.values()]
+    assert values == pytest.approx([values[0]] * 5, rel=1e-4) and values[0] > 0.01
+    real, fake = distances.features(1000, 16)
+    values = [way(real, fake) for name, way in distances.KID.items() if name != "clean-fid"]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-3)
+    assert len({way(real[:200]) for way in distances.COLLAPSE.values()}) == 1
+
+
+def test_prepare(here, capsys):
+    import argparse
+
+    load("prepare").main(argparse.Namespace(images=40, rounds=1, size=16, side=48))
+    out = capsys.readouterr().out
+    assert "40 JPEGs of 48x36 to 16x16" in out and "peak memory for 400 images" in out
+
+
+def test_which_fid(here, capsys, monkeypatch):
+    import argparse
+
+    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    np.savez("x.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8))
+    dcgan.main(dcgan.parse_args("--data x.npz --size 16 --width 4 --batch 8 --steps 2 --out r --device cpu".split()))
+    which = load("which_fid")
+    first = torch.manual_seed(0) and torch.randn(32, 3, 3, 3)
+    small = {"Conv2d_1a_3x3": (32, 3), "Conv2d_2a_3x3": (32, 32), "Conv2d_2b_3x3": (64, 32)}
+    state = {}
+    for name, (after, before) in small.items():
+        state[f"{name}.conv.weight"] = first if before == 3 else torch.randn(after, before, 3, 3) / 17
+        for key, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
+            state[f"{name}.bn.{key}"] = torch.full((after,), value)
+    torch.save(state, "weights.pth")
+    which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights="weights.pth", images=20))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) > 15 and sum(bool(re.search(r"\| \d+\.\d{3} \|$", line)) for line in lines) > 12
+    with pytest.raises(datasets.InputError, match="at most half"):
+        which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights="weights.pth", images=21))
+
+
+def test_like_tensorflow_is_torch_fidelitys():
+    theirs = pytest.importorskip("torch_fidelity.interpolate_compat_tensorflow")
+    images = datasets.shapes(32, "test").images[:3]
+    expected = theirs.interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
+    assert (load("which_fid").like_tensorflow(images).float() - expected).abs().max() <= 0.5 + 1e-3
