@@ -111,17 +111,13 @@ FID = {
     "pytorch-fid": fid_by_pytorch_fid,
     "clean-fid": cleanfid.fid.fid_from_feats,
     "torch-fidelity": fid_by_torch_fidelity,
-    "torchmetrics": lambda *sides: by_torchmetrics(
-        FrechetInceptionDistance(Identity(sides[0].shape[1])), *sides
-    ).item(),
+    "torchmetrics": lambda *sides: by_torchmetrics(FrechetInceptionDistance, *sides).item(),
 }
 KID = {
     "ours": lambda *sides: metrics.kid(*sides)[0],
     "clean-fid": cleanfid.fid.kernel_distance,
     "torch-fidelity": kid_by_torch_fidelity,
-    "torchmetrics": lambda *sides: by_torchmetrics(KernelInceptionDistance(Identity(sides[0].shape[1])), *sides)[
-        0
-    ].item(),
+    "torchmetrics": lambda *sides: by_torchmetrics(KernelInceptionDistance, *sides)[0].item(),
 }
 COLLAPSE = {"ours": lambda x: metrics.collapse(x)[0], "torchmetrics": collapse_by_torchmetrics}
 
