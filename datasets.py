@@ -59,6 +59,7 @@ if __name__ == "__main__":  # before the slow imports, so that --help and typing
 
 import contextlib
 import csv
+import datetime
 import hashlib
 import http.client
 import importlib
@@ -88,6 +89,10 @@ from tqdm import tqdm
 
 DATA = Path("data")  # prepared sets; downloads go to data/downloads
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# Several processes train one model when torchrun starts the script; it sets these variables. See Run
+RANK, WORLD = (int(os.environ.get(name, n)) if "LOCAL_RANK" in os.environ else n
+               for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
+START = f"torchrun --nproc-per-node {WORLD}" if WORLD > 1 else "python"
 MAX_FILE = 200 * 2**20  # bytes of one packed image; a larger one is skipped, not unpacked (zip bombs)
 
 
@@ -280,20 +285,23 @@ class Batches:
     The images live on the training device when they take less than half of its free memory. Otherwise a thread
     gathers the next batch into one of two pinned buffers while the device works on this one.
 
+    Several processes (torchrun) with this batch draw together what one process with WORLD times this batch draws.
+
     balance: draw every class equally often. An epoch has as many images as without it: those of a small class several
     times, of a large class a new random part.
     """
 
     def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
-        if len(data.images) < batch:
-            raise InputError(f"'{data.name}' has {len(data.images)} images: --batch must not be larger than that")
+        if len(data.images) < batch * WORLD:
+            times = f" times {WORLD} processes" * (WORLD > 1)
+            raise InputError(f"'{data.name}' has {len(data.images)} images: --batch{times} must not be more than that")
         if balance and data.labels is None:
             raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
         self.classes, self.pools = data.classes, []  # their names; to balance, the rows of each
         if balance:
             self.pools = [(data.labels == c).nonzero()[:, 0] for c in data.labels.unique()]
         self.device, self.batch, self.seed, self.drawn = torch.device(device), batch, seed, 0
-        self.per_epoch = len(data.images) // batch
+        self.per_epoch = len(data.images) // (batch * WORLD)
         if stream is None:
             stream = False
             if self.device.type == "cuda":
@@ -320,7 +328,8 @@ class Batches:
                          for _ in range(math.ceil(share / len(rows)))])[:share]] for rows in self.pools]  # fmt: skip
                 order = torch.stack(drawn, dim=1).flatten()[order]
             self.order = (epoch, order, order.to(self.device))
-        here = slice(place * self.batch, (place + 1) * self.batch)
+        start = (place * WORLD + RANK) * self.batch  # of several processes each takes its part of a larger batch
+        here = slice(start, start + self.batch)
         return self.order[1][here], self.order[2][here]
 
     def gather(self, number, rows):
@@ -963,10 +972,15 @@ def run_program(name, main, args):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         main(args)
+        if WORLD > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except (InputError, OSError, RuntimeError, MemoryError) as problem:
+        if WORLD > 1 and (isinstance(problem, torch.distributed.DistError) or "gloo" in str(problem)):
+            problem = InputError(f"another of the {WORLD} processes ended")
         if isinstance(problem, RuntimeError) and "memory" not in str(problem):
             raise
-        print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
+        if RANK == 0 or not isinstance(problem, InputError):  # bad input is the same for all: one of them says it
+            print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # the training loop handles Ctrl-C itself
         print(f"{name}: interrupted", file=sys.stderr)
@@ -1099,7 +1113,8 @@ CHANGEABLE |= {"dims", "weights", "resume", "dry_run"}  # what may differ when a
 def new_run(script, args, data_name):
     """Make and return the run directory: --out, or runs/<script>-<data>[-<preset>]-<n> with the next free n."""
     if args.out:
-        path, early = Path(args.out), {".lock", "args.json", "log.csv"}  # all that a run killed at once leaves
+        path = Path(args.out)
+        early = {".lock", "args.json", "log.csv", "weights.csv"}  # all that a run killed at once leaves
         if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir() if p.suffix != ".tmp"} - early):
             raise InputError(f"'{path}' exists and is not empty: use --resume {path}, or another --out")
         path.mkdir(parents=True, exist_ok=True)
@@ -1169,6 +1184,11 @@ class Run:
     fakes(n)    n generated pictures, uint8, for --eval-every
     measure()   more columns of the log, {name: value}; their names are `columns`
     A run goes on exactly where it stopped: see `snapshot` for what that takes.
+
+    Several processes, one for each GPU:    torchrun --nproc-per-node 4 dcgan.py --batch 128
+    All do the same steps on their own part of the data and with their own latents. Before each update their gradients
+    are averaged, so their networks stay the same: as one process with 4 times the batch, but for BatchNorm, whose
+    statistics are each process's own (those of the first are saved). Only the first writes, draws and measures.
     """
 
     def __init__(self, script, args, flags, presets, losses, updates=None):
@@ -1181,10 +1201,22 @@ class Run:
         self.args, self.preset = args, presets.get(args.preset, {})
         self.flags = {k: v for k, v in vars(args).items() if k in flags and k != "resume"}
         self.device, self.precision = pick_device(args.device, args.precision)
+        if WORLD > 1:
+            if self.device.index is not None:
+                raise InputError(f"--device {args.device}: several processes take a GPU each, so leave its number out")
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if RANK > 0:
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            if not torch.distributed.is_initialized():  # the others wait while the first measures, so have patience
+                torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=1))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
         self.flags["size"] = args.size = args.size or default_size(args.data)
         self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
+        if self.checkpoint and (before := self.checkpoint.get("processes", 1)) != WORLD:
+            raise InputError(f"'{self.path}' was trained by {before} processes, not {WORLD}: go on with as many")
         if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
             raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
         if "class" in flags and self.data.labels is None:
@@ -1228,7 +1260,7 @@ class Run:
         shape, args = tuple(self.data.images.shape[1:]), self.args
         print(f"data: {self.data.name} from {args.data}: {len(self.data.images)} images {shape}, {self.data.note}")
         print(
-            f"plan: {self.total} steps of {args.batch} images, {self.per_epoch} steps an epoch "
+            f"plan: {self.total} steps of {args.batch * WORLD} images, {self.per_epoch} steps an epoch "
             f"({self.total / self.per_epoch:.1f} epochs)"
         )
         print(f"on {self.device} in {self.precision}; seed {args.seed}. Nothing was trained.")
@@ -1236,15 +1268,20 @@ class Run:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def snapshot(self):
-        """The checkpoint: one dict of tensors and plain values, all that an exact continuation needs."""
+    def snapshot(self, together=True):
+        """The checkpoint: one dict of tensors and plain values, all that an exact continuation needs.
+
+        together: all processes call this at once, and the random states of all are in it."""
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type != "cpu":
             rng[self.device.type] = getattr(torch, self.device.type).get_rng_state()
+        if WORLD > 1 and together:
+            torch.distributed.all_gather_object(everyone := [None] * WORLD, rng)
+            rng = {**rng, "everyone": everyone}
         return {
             "script": self.script, "format": 1, "flags": self.flags, "step": self.step, "seconds": self.seconds,
             "best": self.best, "best_side": self.best_side, "drawn": self.batches.drawn,
-            "steps_per_epoch": self.per_epoch, "data": self.about,
+            "steps_per_epoch": self.per_epoch, "data": self.about, "processes": WORLD,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "recent": torch.stack(self.recent).cpu() if self.recent else torch.empty(0, len(self.losses)),
@@ -1263,9 +1300,10 @@ class Run:
             self.best, self.best_side = saved["best"], saved.get("best_side", args.size)
         self.recent = list(saved["recent"].to(self.device))
         self.batches.drawn = saved["drawn"]
-        torch.set_rng_state(saved["rng"]["cpu"])
-        if self.device.type in saved["rng"] and self.device.type != "cpu":
-            getattr(torch, self.device.type).set_rng_state(saved["rng"][self.device.type])
+        rng = saved["rng"]["everyone"][RANK] if WORLD > 1 else saved["rng"]
+        torch.set_rng_state(rng["cpu"])
+        if self.device.type in rng and self.device.type != "cpu":
+            getattr(torch, self.device.type).set_rng_state(rng[self.device.type])
 
     @contextlib.contextmanager
     def opened(self, networks, optimisers, sample, fakes, columns=(), measure=None, extra=None):
@@ -1280,37 +1318,28 @@ class Run:
         }  # fmt: skip
         if self.checkpoint:
             self.restore()
-        self.path = self.path or new_run(self.script, args, data.name)
-        with locked(self.path / ".lock", busy=f"another process is training in '{self.path}'"):
-            if self.checkpoint and read_checkpoint(self.path)["step"] != self.checkpoint["step"]:
-                raise InputError(f"another process went on with '{self.path}' meanwhile: resume it again")
-            for half_written in self.path.glob("*.tmp"):  # left by kill -9
-                half_written.unlink()
-            about_run = {
-                "script": self.script, "preset": args.preset, "flags": self.flags, "device": str(self.device),
-                "precision": self.precision, "steps": self.total, "steps_per_epoch": self.per_epoch,
-                "data": self.about, "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            }  # fmt: skip
-            write_text(self.path / "args.json", json.dumps(about_run, indent=1))
-            self.metrics = beside("metrics") if args.eval_every and args.eval_images else None
-            scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] + ["ms-ssim"]
-            scores = scores if self.metrics else []
-            header = ["step", "epoch", "seconds", "img_per_s", *self.losses, *columns, *scores]
-            self.log = Log(self.path / "log.csv", header, self.step)
-            print(f"{self.script}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
-            print(
-                f"{self.total} steps of {args.batch}, {self.per_epoch} an epoch; {self.device}, {self.precision}; "
-                f"everything goes to {self.path}"
-            )
+        elif RANK > 0:
+            torch.manual_seed(args.seed + 1_000_003 * RANK)  # the networks are the same, from here on latents are not
+        if RANK == 0:
+            self.path = self.path or new_run(self.script, args, data.name)
+        if WORLD > 1:
+            torch.distributed.broadcast_object_list(box := [self.path])
+            self.path = box[0]
+            for optimiser in optimisers.values():
+                optimiser.register_step_pre_hook(average_gradients)
+        one = locked(self.path / ".lock", busy=f"another process is training in '{self.path}'")
+        with one if RANK == 0 else contextlib.nullcontext():
+            self.metrics = self.log = self.histograms = None
+            if RANK == 0:
+                self.open_files(columns)
             if not self.checkpoint:
                 self.save("last.pt")
-            self.histograms = Log(self.path / "weights.csv", "step network layer low high counts".split(), self.step)
-            if not self.checkpoint:
                 self.draw()
             # A signal that comes lets the step in progress finish; then the run saves and ends.
             signals = (signal.SIGINT, signal.SIGTERM)
             handlers = {s: signal.signal(s, lambda number, _: self.stop.append(number)) for s in signals}
-            self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None)
+            hidden = True if RANK > 0 else None
+            self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=hidden)
             self.mark = self.said = time.perf_counter()
             self.logged = (self.step, self.seconds)
             try:
@@ -1323,14 +1352,46 @@ class Run:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         if self.step < self.total:
-            go_on = f"python {self.script}.py --resume {self.path}"
+            go_on = f"{START} {self.script}.py --resume {self.path}"
             print(f"stopped and saved at step {self.step} of {self.total}; go on with: {go_on}")
             sys.exit(128 + self.stop[0])
         print(f"done: {self.step} steps in {self.seconds:.0f} s; pictures in {self.path / 'samples'}")
 
+    def open_files(self, columns):
+        """args.json, log.csv and weights.csv, and the first lines on the terminal."""
+        args = self.args
+        if self.checkpoint and read_checkpoint(self.path)["step"] != self.checkpoint["step"]:
+            raise InputError(f"another process went on with '{self.path}' meanwhile: resume it again")
+        for half_written in self.path.glob("*.tmp"):  # left by kill -9
+            half_written.unlink()
+        about_run = {
+            "script": self.script, "preset": args.preset, "flags": self.flags, "device": str(self.device),
+            "processes": WORLD, "precision": self.precision, "steps": self.total, "steps_per_epoch": self.per_epoch,
+            "data": self.about, "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }  # fmt: skip
+        write_text(self.path / "args.json", json.dumps(about_run, indent=1))
+        self.metrics = beside("metrics") if args.eval_every and args.eval_images else None
+        scores = [f"{kind}_{dim}" for dim in args.dims for kind in ("fid", "kid")] + ["ms-ssim"]
+        scores = scores if self.metrics else []
+        header = ["step", "epoch", "seconds", "img_per_s", *self.losses, *columns, *scores]
+        self.log = Log(self.path / "log.csv", header, self.step)
+        self.histograms = Log(self.path / "weights.csv", "step network layer low high counts".split(), self.step)
+        data, processes = self.data, f" in each of {WORLD} processes" * (WORLD > 1)
+        print(f"{self.script}: {data.name} {args.size}x{args.size}, {len(data.images)} images ({data.note})")
+        print(
+            f"{self.total} steps of {args.batch}{processes}, {self.per_epoch} an epoch; {self.device}, "
+            f"{self.precision}; everything goes to {self.path}"
+        )
+
     def steps(self):
         """The steps that remain, until the last one or a signal."""
-        while self.step < self.total and not self.stop:
+        while self.step < self.total:
+            if WORLD > 1:  # a signal reaches each process at another step; all stop at the same
+                told = torch.tensor([max(self.stop, default=0)])
+                torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+                self.stop = [int(told)] * bool(told)
+            if self.stop:
+                return
             yield self.step
 
     def fail_at(self, step):
@@ -1340,14 +1401,20 @@ class Run:
         )
 
     def save(self, name):
+        """Write a checkpoint. last.pt: all processes at once; best.pt: the first alone, which has measured."""
         if not all(p.isfinite().all() for network in self.networks.values() for p in network.parameters()):
             self.fail_at(self.step)
-        write_checkpoint(self.snapshot(), self.path / name)
+        snapshot = self.snapshot(together=name == "last.pt")
+        if RANK == 0:
+            write_checkpoint(snapshot, self.path / name)
 
     def record(self, losses):
         """Count one step. losses: float32 (len(LOSSES),) on the device, which is not waited for between two logs."""
         args = self.args
         self.step += 1
+        if WORLD > 1:
+            torch.distributed.all_reduce(losses)
+            losses /= WORLD
         self.recent.append(losses)
         self.bar.update()
         step, ends = self.step, self.step == self.total
@@ -1364,7 +1431,7 @@ class Run:
             self.fail_at(step - len(self.recent) + 1 + int(bad[0]))
         self.seconds += time.perf_counter() - self.mark
         if due_log:
-            rate = args.batch * (step - self.logged[0]) / max(self.seconds - self.logged[1], 1e-9)
+            rate = args.batch * WORLD * (step - self.logged[0]) / max(self.seconds - self.logged[1], 1e-9)
             means = dict(zip(self.losses, table.mean(0).tolist(), strict=True))
             row = {"step": step, "epoch": round(step / self.per_epoch, 4), "seconds": round(self.seconds, 3)}
             row |= {"img_per_s": round(rate, 1)} | means
@@ -1374,8 +1441,9 @@ class Run:
             if self.bar.disable and (time.perf_counter() - self.said > 10 or ends):  # no terminal: a line now and then
                 print(f"step {step}/{self.total} (epoch {step / self.per_epoch:.1f}): {text}", flush=True)
                 self.said = time.perf_counter()
-            more = self.measure() if self.measure else {}
-            self.log.write(row | more | (self.evaluate() if due_eval else {}))
+            if RANK == 0:
+                more = self.measure() if self.measure else {}
+                self.log.write(row | more | (self.evaluate() if due_eval else {}))
         if due_sample:
             self.draw()
         if due_save:
@@ -1388,6 +1456,8 @@ class Run:
         A histogram: the numbers of weights in 50 equal bins from the lowest to the highest. Biases and norms are left
         out. It is counted where the weights are and comes over in one piece, without any random number.
         """
+        if RANK > 0:
+            return
         self.sample()
         layers = [
             (network, layer, parameter.detach().float())
@@ -1433,7 +1503,9 @@ class Run:
         metrics.evaluate. A conditional model (one with --class) is also asked whether it
         obeys the class.
         """
-        args, report, checkpoint = self.args, self.preset.get("report"), self.snapshot()
+        args, report, checkpoint = self.args, self.preset.get("report"), self.snapshot(together=False)
+        if RANK > 0:
+            return
         if (pictures := beside("report")) is not None:
             for path in pictures.report(self.path):
                 print(f"wrote {path}")
@@ -1460,7 +1532,16 @@ class Run:
             print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
             print(metrics.table(values, report))
         print(f"\ntry next: python {self.script}.py --load {self.path} --generate 64 --to grid.png")
-        print(f"          python {self.script}.py --resume {self.path} --steps {2 * checkpoint['step']}")
+        print(f"          {START} {self.script}.py --resume {self.path} --steps {2 * checkpoint['step']}")
+
+
+def average_gradients(optimiser, *_):
+    """Just before an update, in several processes: every gradient becomes its mean over them, in one message."""
+    grads = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    for grad, mean in zip(grads, (flat / WORLD).split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
 
 
 def beside(name):

@@ -343,7 +343,7 @@ BAD = [
     ("--data empty", "no images"),
     ("--data broken.zip", "not a readable zip"),
     ("--data text.txt", "no folder, zip or .npz"),
-    ("--data animals", "--data data/downloads/animals\n"),
+    ("--data animals", "its folder at data/downloads/animals\n"),
     ("--data tiny.npz --batch 101", "100 images"),
     ("--data tiny.npz --device cuda:77", "no device 'cuda:77'"),
     ("--data tiny.npz --device tpu", "no device 'tpu'"),
