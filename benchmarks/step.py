@@ -13,6 +13,10 @@ precision and batches of its main.
 
 The two take turns, so that a machine that slows down or speeds up does so for both. The ratio is taken round by round;
 its median, smallest and largest value are printed. Warm-up steps of both come first and are not counted.
+
+The table at the end also says what an image costs in our step (floating-point operations of convolutions and matrix
+products, as PyTorch counts them), and which share of the device's own rate that makes: of a large convolution for the
+convolutional networks, of a large matrix product for vae_mlp, in the same precision.
 """
 
 import argparse
@@ -56,6 +60,8 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -270,8 +276,43 @@ def rate(side, args, device):
     return images / (time.perf_counter() - start)
 
 
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations. (PyTorch's FlopCounterMode, whose formulas these are, also follows modules, and
+    stumbles there over the gradient penalty's second derivative.)"""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if formula := flop_registry.get(function._overloadpacket):
+            self.count += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def device_rate(script, device, precision):
+    """Floating-point operations a second of one large layer, forward: the best of five."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with torch.no_grad():
+        if script == "vae_mlp":
+            layer, x, count = nn.Linear(4096, 4096), torch.randn(2048, 4096), 2 * 2048 * 4096**2
+        else:
+            layer, x = nn.Conv2d(256, 256, 3, padding=1), torch.randn(32, 256, 32, 32)
+            count = 2 * 32 * 32 * 32 * 256 * 256 * 9
+        memory = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        layer, x = layer.to(device, dtype, memory_format=memory), x.to(device, dtype, memory_format=memory)
+
+        def seconds():
+            layer(x)
+            if device.type != "cpu":
+                getattr(torch, device.type).synchronize()
+            return time.perf_counter()
+
+        times = [seconds() for _ in range(7)]
+    return count / min(b - a for a, b in zip(times[1:], times[2:], strict=False))
+
+
 def compare(args, device, precision):
-    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook."""
+    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook, and a table's row."""
     data = datasets.load("shapes", args.size)
     rows = slice(max(2000, 4 * args.batch))
     data = data._replace(images=data.images[rows], labels=data.labels[rows])
@@ -287,11 +328,19 @@ def compare(args, device, precision):
             rounds.append([rate(side, args, device) for side in sides])
             print(f"round {number + 1}: textbook {rounds[-1][0]:.1f}, ours {rounds[-1][1]:.1f} img/s", flush=True)
         sides[0].close()  # ends the loader's workers before their files go
+        with Operations() as operations:
+            next(sides[1])
     ratios = [b / a for a, b in rounds]
     median = statistics.median(ratios)
-    print("median: textbook {:.1f}, ours {:.1f} img/s".format(*map(statistics.median, zip(*rounds, strict=True))))
+    plain, fast = map(statistics.median, zip(*rounds, strict=True))
+    print(f"median: textbook {plain:.1f}, ours {fast:.1f} img/s")
     print(f"ratio {median:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
-    return median
+    cost = operations.count / (args.batch * (CRITIC_STEPS if args.script == "wgan_gp" else 1))
+    top = device_rate(args.script, device, precision)
+    return median, (
+        f"| {args.script} | {plain:.1f} | {fast:.1f} | {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
+        f"{cost / 1e9:.2f} | {fast * cost / 1e9:,.0f} of {top / 1e9:,.0f} ({fast * cost / top:.0%}) |"
+    )
 
 
 def main(args):
@@ -300,13 +349,16 @@ def main(args):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
     print(f"{args.size}x{args.size}")
-    found = {}
+    found, table = {}, []
     for script in args.scripts:
         chosen = argparse.Namespace(**vars(args), script=script)
         chosen.batch, chosen.width = args.batch or BATCH[script], args.width or WIDTH[script]
         if args.steps > 2:
             chosen.steps = {"vae_mlp": args.steps * 10, "wgan_gp": math.ceil(args.steps / 4)}.get(script, args.steps)
-        found[script] = compare(chosen, device, precision)
+        found[script], row = compare(chosen, device, precision)
+        table.append(row)
+    print("\n| script | plain, img/s | ours, img/s | ratio | GFLOP an image | GFLOP/s, ours and the device's |")
+    print("|---|---|---|---|---|---|", *table, sep="\n")
     return found
 
 

@@ -29,12 +29,23 @@ def test_step(capsys):
     out = capsys.readouterr().out
     assert list(ratios) == list(step.BATCH) and "ours: fp32" in out and "round 1: textbook" in out
     assert all(ratio > 0 and f"ratio {ratio:.2f}" in out for ratio in ratios.values())
+    table = {line.split()[1]: line for line in out.splitlines() if line.startswith("| ")}
+    assert all(f"{ratio:.2f} (" in table[name] for name, ratio in ratios.items())
 
 
 def test_step_refuses_zero_rounds(capsys):
     with pytest.raises(SystemExit) as stop:
         load("step").parse_args(["--rounds", "0"])
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_operations_are_counted():
+    """A multiplication and an addition for each weight at each place, forward and twice backward."""
+    step = load("step")
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    with step.Operations() as operations:
+        layer(torch.randn(2, 3, 8, 8, requires_grad=True)).sum().backward()
+    assert operations.count == 3 * 2 * (2 * 8 * 8) * (3 * 5 * 9)
 
 
 def test_distances_are_the_same_thing():
