@@ -1386,11 +1386,12 @@ class Run:
     def steps(self):
         """The steps that remain, until the last one or a signal."""
         while self.step < self.total:
+            stop = self.stop[0] if self.stop else 0
             if WORLD > 1:  # a signal reaches each process at another step; all stop at the same
-                told = torch.tensor([max(self.stop, default=0)])
-                torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-                self.stop = [int(told)] * bool(told)
-            if self.stop:
+                torch.distributed.all_reduce(told := torch.tensor([stop]), torch.distributed.ReduceOp.MAX)
+                stop = int(told)
+            if stop:
+                self.stop = [stop]
                 return
             yield self.step
 
