@@ -981,6 +981,9 @@ def run_program(name, main, args):
             raise
         if RANK == 0 or not isinstance(problem, InputError):  # bad input is the same for all: one of them says it
             print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
+        if WORLD > 1:  # an orderly exit may abort in gloo's threads, which miss the other process
+            sys.stderr.flush()
+            os._exit(2)
         sys.exit(2)
     except KeyboardInterrupt:  # the training loop handles Ctrl-C itself
         print(f"{name}: interrupted", file=sys.stderr)
