@@ -89,11 +89,12 @@ from tqdm import tqdm
 
 DATA = Path("data")  # prepared sets; downloads go to data/downloads
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-# Several processes train one model when torchrun starts the script; it sets these variables. See Run
-RANK, WORLD = (int(os.environ.get(name, n)) if "LOCAL_RANK" in os.environ else n
-               for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
-START = f"torchrun --nproc-per-node {WORLD}" if WORLD > 1 else "python"
 MAX_FILE = 200 * 2**20  # bytes of one packed image; a larger one is skipped, not unpacked (zip bombs)
+
+# Several processes train one model when torchrun starts the script; it sets these variables. See Run
+_torchrun = os.environ if "LOCAL_RANK" in os.environ else {}
+RANK, WORLD = int(_torchrun.get("RANK", 0)), int(_torchrun.get("WORLD_SIZE", 1))
+START = f"torchrun --nproc-per-node {WORLD}" if WORLD > 1 else "python"
 
 
 class InputError(Exception):
@@ -1341,8 +1342,7 @@ class Run:
             # A signal that comes lets the step in progress finish; then the run saves and ends.
             signals = (signal.SIGINT, signal.SIGTERM)
             handlers = {s: signal.signal(s, lambda number, _: self.stop.append(number)) for s in signals}
-            hidden = True if RANK > 0 else None
-            self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=hidden)
+            self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=RANK > 0 or None)
             self.mark = self.said = time.perf_counter()
             self.logged = (self.step, self.seconds)
             try:

@@ -512,9 +512,8 @@ def prdc(real, fake, k=NEIGHBOURS):
     of_real, of_fake = reach(real), reach(fake)
     precise, balls = 0, 0
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    for part, of_part in zip(
-        tqdm(fake.split(1000), desc="neighbours", disable=None, leave=False), of_fake.split(1000), strict=True
-    ):
+    parts = list(zip(fake.split(1000), of_fake.split(1000), strict=True))
+    for part, of_part in tqdm(parts, desc="neighbours", disable=None, leave=False):
         in_any = torch.zeros(len(part), dtype=torch.bool)
         for here, found in distances(part, real):
             in_real = found <= of_real[here]
@@ -764,10 +763,15 @@ def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
 _kept = {}  # what was found for the newest sets of real images, by their content: see kept()
 
 
+def digest(array):
+    """sha256 of the bytes of a tensor or array."""
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
 def kept(what, images, find):
     """find(), remembered under `what` and the content of the images: a run that is evaluated every few epochs has the
     same real images every time."""
-    key = (hashlib.sha256(np.ascontiguousarray(images)).hexdigest(), tuple(images.shape), what)
+    key = (digest(images), tuple(images.shape), what)
     _kept[key] = _kept.pop(key) if key in _kept else find()  # the newest stands last
     while len(_kept) > 32:
         del _kept[next(iter(_kept))]
@@ -781,8 +785,8 @@ def kept_features(images, dims, weights, device, precision, words):
     settings = f"{version} {sorted(dims)} {weights.name} {precision} {torch.device(device).type} {tuple(images.shape)}"
 
     def find():
-        content = hashlib.sha256(images.contiguous().numpy()).hexdigest()
-        path = datasets.DATA / "features" / f"{hashlib.sha256(f'{content} {settings}'.encode()).hexdigest()[:24]}.npz"
+        name = hashlib.sha256(f"{digest(images)} {settings}".encode()).hexdigest()[:24]
+        path = datasets.DATA / "features" / f"{name}.npz"
         try:
             with np.load(path) as file:
                 found = {dim: file[str(dim)] for dim in dims}
@@ -972,8 +976,7 @@ def conditional(
         return (predict(images) == labels).double().mean().item()
 
     settings = (len(train.classes), device, steps)
-    of_labels = hashlib.sha256(labels.numpy()).hexdigest()
-    of_real = kept(f"classifier {settings} {of_labels}", images, lambda: classifier(images, labels, *settings))
+    of_real = kept(f"classifier {settings} {digest(labels)}", images, lambda: classifier(images, labels, *settings))
     of_fake = classifier(fake, asked, *settings)
     real = accuracy(of_real, test, test_labels)
     often = torch.bincount(test_labels)
@@ -1073,9 +1076,9 @@ def comparison(found):
             beside.append(shown(v, "real") if v.get("real") is not None else "-")
         cells = [shown(here[k]) if k in here and here[k]["value"] is not None else "-" for k in letters]
         rows.append([title({"name": name}), *cells, " ".join(dict.fromkeys(beside))])  # usually one for all columns
-        notes += [
-            f"{name}{f' ({chr(44).join(of)})' * (len(protocols) > 1)}: {words}" for words, of in protocols.items()
-        ]
+        for words, of in protocols.items():
+            columns = f" ({','.join(of)})" if len(protocols) > 1 else ""
+            notes.append(f"{name}{columns}: {words}")
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     legend = [f"{letter}: {words}" for letter, (words, _) in zip(letters, found, strict=True)]

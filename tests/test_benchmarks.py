@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that say nothing about speed."""
 
+import argparse
 import importlib.util
 import re
 from pathlib import Path
@@ -61,33 +62,21 @@ def test_distances_are_the_same_thing():
 
 
 def test_prepare(here, capsys):
-    import argparse
-
     load("prepare").main(argparse.Namespace(images=40, rounds=1, size=16, side=48))
     out = capsys.readouterr().out
     assert "40 JPEGs of 48x36 to 16x16" in out and "peak memory for 400 images" in out
 
 
-def test_which_fid(here, capsys, monkeypatch):
-    import argparse
-
+def test_which_fid(here, small_weights, capsys, monkeypatch):
     monkeypatch.setattr(report, "report", lambda run_directory: [])
     np.savez("x.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8))
     dcgan.main(dcgan.parse_args("--data x.npz --size 16 --width 4 --batch 8 --steps 2 --out r --device cpu".split()))
     which = load("which_fid")
-    first = torch.manual_seed(0) and torch.randn(32, 3, 3, 3)
-    small = {"Conv2d_1a_3x3": (32, 3), "Conv2d_2a_3x3": (32, 32), "Conv2d_2b_3x3": (64, 32)}
-    state = {}
-    for name, (after, before) in small.items():
-        state[f"{name}.conv.weight"] = first if before == 3 else torch.randn(after, before, 3, 3) / 17
-        for key, value in {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}.items():
-            state[f"{name}.bn.{key}"] = torch.full((after,), value)
-    torch.save(state, "weights.pth")
-    which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights="weights.pth", images=20))
+    which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=20))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) > 15 and sum(bool(re.search(r"\| \d+\.\d{3} \|$", line)) for line in lines) > 12
     with pytest.raises(datasets.InputError, match="at most half"):
-        which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights="weights.pth", images=21))
+        which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=21))
 
 
 def test_like_tensorflow_is_torch_fidelitys():
