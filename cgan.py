@@ -79,9 +79,8 @@ def number(kind, low, below=float("inf")):
         except ValueError:
             value = None
         if value is None or not low <= value < below:
-            what = "a whole number" if kind is int else "a number"
-            end = f" and below {below}" if below < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
         return value
 
     return convert
@@ -98,6 +97,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
@@ -211,8 +211,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 try:
-    from datasets import InputError, Run, channels, class_inputs, class_rows, describe, flags_of, grid, latents
-    from datasets import one_hot, run_program, save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
+    from datasets import Captured, InputError, Run, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
+    from datasets import grid, latents, one_hot, run_program, save_picture, to_uint8, update_average  # isort: skip
+    from datasets import use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -420,28 +421,39 @@ def augmented(images):
 # -------------------------------------------------------------------------------------------------- train step
 
 
-def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, average, autocast):
-    """One step: d_steps updates of the discriminator, then g_steps of the generator. step counts from 0.
+def schedule(step, args):
+    """What changes from step to step, which counts from 0: the factor of the learning rates, the deviation of the
+    instance noise (Sonderby et al. 2016, 1610.04490), None once it has gone, and which of the step's updates of the
+    discriminator take R1: one in r1_every."""
+    updates = range(step * args.d_steps, (step + 1) * args.d_steps)
+    return {
+        "decay": args.lr_decay**step,
+        "sigma": args.noise * max(0.0, 1 - step / args.noise_steps) or None,
+        "r1": tuple(args.r1 > 0 and update % args.r1_every == 0 for update in updates),
+    }
+
+
+def train_step(now, args, batches, generator, discriminator, opt_g, opt_d, average, autocast):
+    """One step: d_steps updates of the discriminator, then g_steps of the generator. now: what schedule() returns.
 
     Returns float32 on the device, in the order of losses_of(args), of the last update of each. Generated pictures have
     the classes of the batch, so every class is as frequent among them as among the real ones; fresh latents for every
     update. Nothing here waits for the device.
     """
     device = batches.device
-    sigma = args.noise * max(0.0, 1 - step / args.noise_steps)  # instance noise, Sonderby et al. 2016 (1610.04490)
 
     def seen(images):
         images = augmented(images) if args.augment else images
-        return images + sigma * torch.randn_like(images) if sigma > 0 else images
+        return images if now["sigma"] is None else images + now["sigma"] * torch.randn_like(images)
 
     for optimiser, lr in ((opt_g, args.lr_g or args.lr), (opt_d, args.lr_d or args.lr)):
         for group in optimiser.param_groups:
-            group["lr"] = lr * args.lr_decay**step
+            group["lr"] = lr * now["decay"]
 
     # Real and fake go through the discriminator separately, because BatchNorm takes statistics over a batch, and a
     # mixed batch would tell the two apart by them.
     r1 = torch.zeros((), device=device)
-    for update in range(args.d_steps):
+    for takes_r1 in now["r1"]:
         real, labels = next(batches)
         y = one_hot(labels, len(batches.classes))
         with autocast():
@@ -455,7 +467,7 @@ def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, aver
             of_real, of_fake = (F.cross_entropy(guess.float(), labels) for guess in (class_real, class_fake))
             total = total + of_real + of_fake
         # R1 at every few updates only, and as many times as strong ("lazy": Karras et al. 2020, 1912.04958, appendix B)
-        if args.r1 > 0 and (step * args.d_steps + update) % args.r1_every == 0:
+        if takes_r1:
             slope = args.r1_every * slope_at_real(discriminator, seen(real), y)
             total = total + args.r1 / 2 * slope
             r1 += slope.detach() / args.d_steps
@@ -580,7 +592,7 @@ def main(args):
     def adam(network, lr):
         # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py). Without decay AdamW is Adam
         return torch.optim.AdamW(
-            network.parameters(), lr, (args.beta1, 0.999), weight_decay=args.weight_decay, fused=device.type != "mps"
+            network.parameters(), lr, (args.beta1, 0.999), weight_decay=args.weight_decay, **adam_kernel(device)
         )
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
@@ -599,10 +611,10 @@ def main(args):
         return pictures_now(*class_inputs(run.about["counts"], n, args.latent_dim, args.seed + 2))
 
     with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
+        ours = generator, discriminator, opt_g, opt_d, average
+        train = Captured(train_step, schedule, args, run.batches, *ours, run.autocast)
         for step in run.steps():
-            run.record(
-                train_step(step, args, run.batches, generator, discriminator, opt_g, opt_d, average, run.autocast)
-            )
+            run.record(train(step))
     run.finish(generate)
 
 

@@ -89,9 +89,8 @@ def number(kind, low, below=float("inf")):
         except ValueError:
             value = None
         if value is None or not low <= value < below:
-            what = "a whole number" if kind is int else "a number"
-            end = f" and below {below}" if below < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
         return value
 
     return convert
@@ -108,6 +107,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
@@ -198,9 +198,9 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, above, channels, class_inputs, class_rows, describe, flags_of, from_uint8, grid
-    from datasets import measured_on, one_hot, run_program, save_picture, shuffled, to_uint8, update_average  # isort: skip
-    from datasets import use_generator  # isort: skip
+    from datasets import Captured, Run, above, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
+    from datasets import from_uint8, grid, measured_on, one_hot, run_program, save_picture, shuffled, to_uint8  # isort: skip
+    from datasets import update_average, use_generator  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -290,14 +290,19 @@ LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")  # the means of `terms`
 # -------------------------------------------------------------------------------------------------- train step
 
 
-def train_step(step, args, batches, cvae, optimiser, average, autocast):
-    """One update: minimise -log p(x|z,y) + weight * KL, with one z for each picture. step counts from 0.
+def schedule(step, args):
+    """What changes from step to step, which counts from 0: the factor of the learning rate, and the KL's weight with
+    its warm-up (why: see vae_mlp.py)."""
+    return {"decay": args.lr_decay**step, "weight": args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))}
 
-    Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for the device.
+
+def train_step(now, args, batches, cvae, optimiser, average, autocast):
+    """One update: minimise -log p(x|z,y) + weight * KL, with one z for each picture.
+
+    now: what schedule() returns. Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for it.
     """
-    weight = args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))  # why a warm-up: see vae_mlp.py
     for group in optimiser.param_groups:
-        group["lr"] = args.lr * args.lr_decay**step
+        group["lr"] = args.lr * now["decay"]
 
     x, labels = next(batches)
     y = one_hot(labels, cvae.encoder_label.num_embeddings)
@@ -306,7 +311,7 @@ def train_step(step, args, batches, cvae, optimiser, average, autocast):
         output, mu, logvar = cvae(x, y, eps)
     found = terms(output, mu, logvar, x, cvae.log_sigma, args)
     optimiser.zero_grad()
-    (found[0] + weight * found[1]).mean().backward()
+    (found[0] + now["weight"] * found[1]).mean().backward()
     optimiser.step()
 
     if average is not None:
@@ -426,7 +431,7 @@ def main(args):
     average = None
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(cvae)
-    optimiser = torch.optim.Adam(cvae.parameters(), args.lr, fused=run.device.type != "mps")
+    optimiser = torch.optim.Adam(cvae.parameters(), args.lr, **adam_kernel(run.device))
     shown = cvae if average is None else average  # whose pictures are shown and measured
 
     fixed = class_rows(classes, args.latent_dim, args.seed + 1)  # of the samples
@@ -464,8 +469,9 @@ def main(args):
 
     extra = {"examples": examples, "example_labels": example_labels}
     with run.opened(networks, {"cvae": optimiser}, sample, fakes, columns, test if columns else None, extra):
+        train = Captured(train_step, schedule, args, run.batches, cvae, optimiser, average, run.autocast)
         for step in run.steps():
-            run.record(train_step(step, args, run.batches, cvae, optimiser, average, run.autocast))
+            run.record(train(step))
     run.finish(generate, lambda metrics: last_values(shown.eval(), run, metrics))
 
 

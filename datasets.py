@@ -311,6 +311,7 @@ class Batches:
         self.labels = data.labels.to(self.device) if data.labels is not None else None
         self.order = (-1, None, None)  # epoch, order on the CPU, order on the device
         self.ahead = None  # (number of the batch, its future)
+        self.slots, self.held = [], []  # see hold
         if stream:
             pin = self.device.type == "cuda"
             self.thread = ThreadPoolExecutor(1)
@@ -343,8 +344,9 @@ class Batches:
     def __iter__(self):
         return self
 
-    def __next__(self):
-        number = self.drawn
+    def draw(self):
+        """The next batch as (its rows on the device, its uint8 images there; None if all images are)."""
+        number, images = self.drawn, None
         host_rows, rows = self.rows(number)
         if hasattr(self, "thread"):
             if self.ahead is None or self.ahead[0] != number:
@@ -355,11 +357,89 @@ class Batches:
             else:
                 images = images.clone()  # on the CPU `to` does not copy, and the buffer is used again
             self.ahead = (number + 1, self.thread.submit(self.gather, number + 1, self.rows(number + 1)[0]))
-        else:
-            images = self.images[rows]
         self.drawn = number + 1
+        return rows, images
+
+    def hold(self, count):
+        """Draw `count` batches into tensors that stay where they are: a CUDA graph reads them there (see Captured)."""
+        for k in range(count):
+            batch = self.draw()
+            if k == len(self.slots):
+                self.slots.append([part if part is None else torch.empty_like(part) for part in batch])
+            for slot, part in zip(self.slots[k], batch, strict=True):
+                if part is not None:
+                    slot.copy_(part)
+
+    def __next__(self):
+        rows, images = self.held.pop(0) if self.held else self.draw()
+        if images is None:
+            images = self.images[rows]
         images = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
         return images, self.labels[rows] if self.labels is not None else None
+
+
+class Captured:
+    """A script's train step; on an NVIDIA GPU as one CUDA graph, so that it is launched in one call.
+
+        train = Captured(train_step, schedule, args, batches, ...)
+        losses = train(step)        # train_step(schedule(step, args), args, batches, ...)
+
+    A step of these networks has some hundred short kernels, and launching each from Python takes longer than computing
+    it. A graph is a recording of all of them. Replayed, it does the same operations on the same memory, so whatever
+    changes from step to step must lie in tensors that stay where they are:
+
+    - the floats in the schedule's dict, which become tensors of one float32 value. What else it holds (a number of a
+      growth stage, which updates take a penalty, None) decides which operations there are: each of its values has a
+      graph of its own;
+    - the batches (Batches.hold);
+    - the state of the random numbers, which PyTorch moves on.
+
+    Before it is recorded, a step runs three times as it is, and these are real training steps: libraries choose their
+    kernels meanwhile, and optimisers make their state. Nothing in a step may wait for the GPU or read a number off it.
+    """
+
+    def __init__(self, train_step, schedule, args, batches, *rest):
+        self.train_step, self.schedule, self.args, self.rest = train_step, schedule, args, (args, batches, *rest)
+        self.batches, self.device = batches, batches.device
+        self.on = self.device.type == "cuda" and WORLD == 1 and not args.no_graph
+        self.numbers, self.seen, self.graphs, self.pool = {}, {}, {}, None
+        if self.on:  # a graph cannot be recorded on the default stream; so all work from here on is done on another
+            torch.cuda.synchronize(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
+    def __call__(self, step):
+        now = self.schedule(step, self.args)
+        if not self.on:
+            return self.train_step(now, *self.rest)
+        numbers = {name: value for name, value in now.items() if isinstance(value, float)}
+        for name, value in numbers.items():
+            if name not in self.numbers:
+                self.numbers[name] = torch.empty((), device=self.device)
+            now[name] = self.numbers[name].fill_(value)
+        kind = tuple(item for item in now.items() if item[0] not in numbers)
+        if kind not in self.graphs:
+            runs, _ = self.seen.get(kind, (0, 0))
+            if runs < 3:
+                before = self.batches.drawn
+                losses = self.train_step(now, *self.rest)
+                self.seen[kind] = runs + 1, self.batches.drawn - before
+                return losses
+        self.batches.hold(self.seen[kind][1])
+        if kind not in self.graphs:
+            self.batches.held, graph = list(self.batches.slots), torch.cuda.CUDAGraph()
+            # All graphs share their memory: they run one after the other. thread_local: other threads, as the one that
+            # gathers batches, may go on meanwhile
+            with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), "thread_local"):
+                losses = self.train_step(now, *self.rest)
+            self.graphs[kind], self.pool = (graph, losses), graph.pool()
+        graph, losses = self.graphs[kind]
+        graph.replay()
+        return losses.clone()  # the next replay writes over them
+
+
+def adam_kernel(device):
+    """How Adam is computed on a device: all weights in one kernel, and on a GPU such that a graph can hold it."""
+    return {"fused": device.type != "mps", "capturable": device.type == "cuda"}
 
 
 def from_uint8(images):
@@ -400,7 +480,7 @@ def walks(rows, frames, latent_dim, kind, seed):
 
 def one_hot(labels, classes):
     """int64 (N,) -> float32 (N, classes), 1 at the label and 0 elsewhere."""
-    return torch.nn.functional.one_hot(labels, classes).float()
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).float()  # F.one_hot looks at the labels
 
 
 def random_labels(counts, n, seed):
@@ -1111,7 +1191,7 @@ def save_picture(picture, path):
 # ------------------------------------------------------------------------------------------ a run of a model script
 
 CHANGEABLE = set("steps epochs device precision log_every sample_every save_every eval_every eval_images".split())
-CHANGEABLE |= {"dims", "weights", "resume", "dry_run"}  # what may differ when a run goes on
+CHANGEABLE |= {"dims", "weights", "resume", "dry_run", "no_graph"}  # what may differ when a run goes on
 
 
 def new_run(script, args, data_name):
@@ -1181,7 +1261,7 @@ class Run:
         ... build networks and optimisers ...
         with run.opened(networks, optimisers, sample, fakes):   # the directory, its lock, the checkpoint, the log
             for step in run.steps():
-                run.record(train_step(step, ...))               # logs, draws, saves and evaluates when it is time
+                run.record(train(step))                         # logs, draws, saves and evaluates when it is time
         run.finish(generate)                                    # plots, and the metrics of a preset
 
     sample()    writes the pictures of this moment, named by run.step
@@ -1217,6 +1297,7 @@ class Run:
                 torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=1))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
+            torch.backends.cudnn.benchmark = True  # shapes never change: measure once which kernels are fastest
         self.flags["size"] = args.size = args.size or default_size(args.data)
         self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
         if self.checkpoint and (before := self.checkpoint.get("processes", 1)) != WORLD:
@@ -1270,7 +1351,9 @@ class Run:
         print(f"on {self.device} in {self.precision}; seed {args.seed}. Nothing was trained.")
 
     def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def snapshot(self, together=True):
         """The checkpoint: one dict of tensors and plain values, all that an exact continuation needs.
@@ -1297,6 +1380,8 @@ class Run:
         for name, network in self.networks.items():
             network.load_state_dict(saved["networks"][name])
         for name, optimiser in self.optimisers.items():
+            for group in saved["optimisers"][name]["param_groups"]:
+                group |= adam_kernel(self.device)  # it may be another device than the one it was saved on
             optimiser.load_state_dict(saved["optimisers"][name])
         self.step, self.seconds = saved["step"], saved["seconds"]
         if all(getattr(args, k) == saved["flags"][k] for k in ("dims", "weights", "eval_images")):

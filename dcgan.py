@@ -78,9 +78,8 @@ def number(kind, low, below=float("inf")):
         except ValueError:
             value = None
         if value is None or not low <= value < below:
-            what = "a whole number" if kind is int else "a number"
-            end = f" and below {below}" if below < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
         return value
 
     return convert
@@ -97,6 +96,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
@@ -186,8 +186,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Run, channels, describe, flags_of, grid, latents, run_program, save_picture, to_uint8
-    from datasets import update_average, use_generator, walks  # isort: skip
+    from datasets import Captured, Run, adam_kernel, channels, describe, flags_of, grid, latents, run_program
+    from datasets import save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"dcgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -309,21 +309,26 @@ def loss_fake(logits):
 # -------------------------------------------------------------------------------------------------- train step
 
 
-def train_step(step, args, batches, generator, discriminator, opt_g, opt_d, average, autocast):
-    """One step: d_steps updates of the discriminator, then g_steps of the generator. step counts from 0.
+def schedule(step, args):
+    """What changes from step to step, which counts from 0: the factor of the learning rates, and the deviation of the
+    instance noise (Sonderby et al. 2016, 1610.04490), None once it has gone."""
+    return {"decay": args.lr_decay**step, "sigma": args.noise * max(0.0, 1 - step / args.noise_steps) or None}
+
+
+def train_step(now, args, batches, generator, discriminator, opt_g, opt_d, average, autocast):
+    """One step: d_steps updates of the discriminator, then g_steps of the generator. now: what schedule() returns.
 
     Returns float32 (3,) on the device: loss_d_real, loss_d_fake, loss_g of the last update of each.
     Fresh latents for every update. Nothing here waits for the device.
     """
     device = batches.device
-    sigma = args.noise * max(0.0, 1 - step / args.noise_steps)  # instance noise, Sonderby et al. 2016 (1610.04490)
 
     def seen(images):
-        return images + sigma * torch.randn_like(images) if sigma > 0 else images
+        return images if now["sigma"] is None else images + now["sigma"] * torch.randn_like(images)
 
     for optimiser, lr in ((opt_g, args.lr_g or args.lr), (opt_d, args.lr_d or args.lr)):
         for group in optimiser.param_groups:
-            group["lr"] = lr * args.lr_decay**step
+            group["lr"] = lr * now["decay"]
 
     # The discriminator: minimise -log D(x) - log(1 - D(G(z))). Real and fake go through it separately, because its
     # BatchNorm takes statistics over a batch, and a mixed batch would tell the two apart by them.
@@ -412,7 +417,7 @@ def main(args):
     def adam(network, lr):
         # beta1 0.5: with Adam's usual 0.9 the game oscillates (the paper, section 4). Without decay AdamW is Adam
         betas, decay = (args.beta1, 0.999), args.weight_decay
-        return torch.optim.AdamW(network.parameters(), lr, betas, weight_decay=decay, fused=device.type != "mps")
+        return torch.optim.AdamW(network.parameters(), lr, betas, weight_decay=decay, **adam_kernel(device))
 
     opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
     shown = generator if average is None else average  # whose pictures are shown and measured
@@ -430,10 +435,10 @@ def main(args):
         return pictures_now(latents(n, args.latent_dim, args.seed + 2))
 
     with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
+        ours = generator, discriminator, opt_g, opt_d, average
+        train = Captured(train_step, schedule, args, run.batches, *ours, run.autocast)
         for step in run.steps():
-            run.record(
-                train_step(step, args, run.batches, generator, discriminator, opt_g, opt_d, average, run.autocast)
-            )
+            run.record(train(step))
     run.finish(generate)
 
 

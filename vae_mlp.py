@@ -72,9 +72,8 @@ def number(kind, low, below=float("inf")):
         except ValueError:
             value = None
         if value is None or not low <= value < below:
-            what = "a whole number" if kind is int else "a number"
-            end = f" and below {below}" if below < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
         return value
 
     return convert
@@ -91,6 +90,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
@@ -179,9 +179,9 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, above, beside, checkpoint_of, describe, flags_of, from_uint8, grid
-    from datasets import latents, load_parts, measured_on, pick_device, run_program, save_picture, shuffled  # isort: skip
-    from datasets import to_uint8, update_average, weights_used, write_pictures  # isort: skip
+    from datasets import Captured, InputError, Run, above, adam_kernel, beside, checkpoint_of, describe, flags_of
+    from datasets import from_uint8, grid, latents, load_parts, measured_on, pick_device, run_program, save_picture  # isort: skip
+    from datasets import shuffled, to_uint8, update_average, weights_used, write_pictures  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -290,23 +290,27 @@ def importance_bound(vae, x, samples, args, generator):
 # -------------------------------------------------------------------------------------------------- train step
 
 
-def train_step(step, args, batches, vae, optimiser, average, autocast):
-    """One update: minimise -log p(x|z) + weight * KL, with one z for each picture. step counts from 0.
-
-    Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for the device.
-    """
+def schedule(step, args):
+    """What changes from step to step, which counts from 0: the factor of the learning rate, and the KL's weight."""
     # Warm-up (Bowman et al. 2016, 1511.06349): a KL that weighs fully from the start can switch latents off before the
     # decoder has learnt to use them, and they stay off.
-    weight = args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))
+    return {"decay": args.lr_decay**step, "weight": args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))}
+
+
+def train_step(now, args, batches, vae, optimiser, average, autocast):
+    """One update: minimise -log p(x|z) + weight * KL, with one z for each picture.
+
+    now: what schedule() returns. Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for it.
+    """
     for group in optimiser.param_groups:
-        group["lr"] = args.lr * args.lr_decay**step
+        group["lr"] = args.lr * now["decay"]
 
     x, _ = next(batches)
     with autocast():
         output, mu, logvar = vae(x, torch.randn(args.batch, args.latent_dim, device=x.device))
     found = terms(output, mu, logvar, x, vae.log_sigma, args)
     optimiser.zero_grad()
-    (found[0] + weight * found[1]).mean().backward()
+    (found[0] + now["weight"] * found[1]).mean().backward()
     optimiser.step()
 
     if average is not None:
@@ -436,7 +440,7 @@ def main(args):
     average = None
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(vae)
-    optimiser = torch.optim.Adam(vae.parameters(), args.lr, fused=run.device.type != "mps")
+    optimiser = torch.optim.Adam(vae.parameters(), args.lr, **adam_kernel(run.device))
     shown = vae if average is None else average  # whose pictures are shown and measured
     fixed = latents(64, args.latent_dim, args.seed + 1)
     # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
@@ -463,8 +467,9 @@ def main(args):
 
     extra = {"examples": examples}
     with run.opened(networks, {"vae": optimiser}, sample, fakes, columns, test if columns else None, extra):
+        train = Captured(train_step, schedule, args, run.batches, vae, optimiser, average, run.autocast)
         for step in run.steps():
-            run.record(train_step(step, args, run.batches, vae, optimiser, average, run.autocast))
+            run.record(train(step))
     run.finish(generate, lambda metrics: last_values(shown, args, metrics, *measured_on(data, run.held_out)))
 
 

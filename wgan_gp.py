@@ -90,9 +90,8 @@ def number(kind, low, below=float("inf")):
         except ValueError:
             value = None
         if value is None or not low <= value < below:
-            what = "a whole number" if kind is int else "a number"
-            end = f" and below {below}" if below < float("inf") else ""
-            raise argparse.ArgumentTypeError(f"'{text}' is not {what} of at least {low}{end}")
+            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
+            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
         return value
 
     return convert
@@ -109,6 +108,7 @@ COMMON = {  # flag: (default, type or choices, help); None as a default is expla
     "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
     "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
     "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
+    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
     "out": (None, str, "run directory (default: a new one in runs/)"),
     "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
     "log_every": (50, number(int, 1), "steps between rows of log.csv"),
@@ -204,8 +204,8 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import InputError, Run, channel_moments, channels, describe, flags_of, grid, latents, run_program
-    from datasets import save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
+    from datasets import Captured, InputError, Run, adam_kernel, channel_moments, channels, describe, flags_of, grid
+    from datasets import latents, run_program, save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"wgan_gp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -215,10 +215,17 @@ SCRIPT = "wgan_gp"
 
 
 def growth_at(step, args):
-    """(stage, alpha) of a step: stages count from 0; alpha in (0, 1] is how far the newest layers are blended in."""
+    """(stage, alpha) of a step: stages count from 0; alpha in (0, 1) is how far the newest layers are blended in, None
+    when they are."""
     stage = min(step // args.stage_steps, args.stages - 1)
     fade_steps = args.fade_steps or max(1, args.stage_steps // 2)
-    return stage, min(1.0, (step - stage * args.stage_steps + 1) / fade_steps) if stage else 1.0
+    alpha = (step - stage * args.stage_steps + 1) / fade_steps
+    return stage, alpha if stage and alpha < 1 else None
+
+
+def blend(old, new, alpha):
+    """From old (alpha 0) to new (1). alpha may be a tensor of one value."""
+    return old + alpha * (new - old)
 
 
 class LeakyReLU(nn.Module):
@@ -258,16 +265,16 @@ class Generator(nn.Module):
         # The layer that makes the picture, side doubles once more; one for each stage.
         self.to_picture = nn.ModuleList(nn.ConvTranspose2d(c, colours, 4, 2, 1) for c in counts[-stages:])
 
-    def forward(self, z, stage=-1, alpha=1.0):
+    def forward(self, z, stage=-1, alpha=None):
         stage %= len(self.to_picture)
         depth = len(self.blocks) - (len(self.to_picture) - 1 - stage)  # blocks in use
         after = z[:, :, None, None]
         for block in self.blocks[:depth]:
             before, after = after, block(after)
         picture = self.to_picture[stage](after)
-        if alpha < 1:  # what the stage before would have made, with each pixel repeated, fades out
+        if alpha is not None:  # what the stage before would have made, with each pixel repeated, fades out
             old = F.interpolate(self.to_picture[stage - 1](before), scale_factor=2.0, mode="nearest")
-            picture = torch.lerp(old, picture, alpha)
+            picture = blend(old, picture, alpha)
         return torch.tanh(picture) if self.tanh else picture
 
 
@@ -290,13 +297,13 @@ class Critic(nn.Module):
         )
         self.score = nn.Conv2d(counts[-1], 1, 4, 1, 0)  # (N, 1, 1, 1)
 
-    def forward(self, images, stage=-1, alpha=1.0):
+    def forward(self, images, stage=-1, alpha=None):
         stage %= len(self.from_picture)
         h = self.from_picture[stage](images)
         for k, block in enumerate(self.blocks[len(self.from_picture) - 1 - stage :]):
             h = block(h)
-            if k == 0 and alpha < 1:  # what the stage before would have seen of the picture at half the size
-                h = torch.lerp(self.from_picture[stage - 1](F.avg_pool2d(images, 2)), h, alpha)
+            if k == 0 and alpha is not None:  # what the stage before would have seen of the picture at half the size
+                h = blend(self.from_picture[stage - 1](F.avg_pool2d(images, 2)), h, alpha)
         return in_fp32(self.score, h)[:, 0, 0, 0]
 
 
@@ -347,7 +354,7 @@ class ResNetGenerator(nn.Module):
         layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, colours, 3, 1, 1)]
         self.layers = nn.Sequential(*layers, nn.Tanh() if tanh else nn.Identity())
 
-    def forward(self, z, stage=-1, alpha=1.0):
+    def forward(self, z, stage=-1, alpha=None):
         return self.layers(z)
 
 
@@ -362,7 +369,7 @@ class ResNetCritic(nn.Module):
         layers += [Residual(before, after, lambda c: layer_norm(norm, c), "down") for before, after in pairs]
         self.layers, self.score = nn.Sequential(*layers, nn.Flatten()), nn.Linear(counts[-1] * 16, 1)
 
-    def forward(self, images, stage=-1, alpha=1.0):
+    def forward(self, images, stage=-1, alpha=None):
         return in_fp32(self.score, self.layers(images))[:, 0]
 
 
@@ -432,22 +439,29 @@ def gradient_penalty(critic, real, fake, growth=(), autocast=contextlib.nullcont
 # -------------------------------------------------------------------------------------------------- train step
 
 
-def train_step(step, args, batches, generator, critic, opt_g, opt_c, average, scale, autocast):
-    """One step: critic_steps updates of the critic, then one of the generator. step counts from 0.
+def schedule(step, args):
+    """What changes from step to step, which counts from 0: the factor of the learning rates, the deviation of the
+    instance noise (Sonderby et al. 2016, 1610.04490), None once it has gone, and the growth."""
+    stage, alpha = growth_at(step, args)
+    sigma = args.noise * max(0.0, 1 - step / args.noise_steps) or None
+    return {"decay": args.lr_decay**step, "sigma": sigma, "stage": stage, "alpha": alpha}
+
+
+def train_step(now, args, batches, generator, critic, opt_g, opt_c, average, scale, autocast):
+    """One step: critic_steps updates of the critic, then one of the generator. now: what schedule() returns.
 
     scale: (2, colours, 1, 1), mean and deviation by which pictures in [-1, 1] are normalised.
     Returns float32 (5,) on the device, LOSSES of the last updates. Nothing here waits for the device.
     """
-    device, growth = batches.device, growth_at(step, args)
+    device, growth = batches.device, (now["stage"], now["alpha"])
     shrink = 2 ** (args.stages - 1 - growth[0])
-    sigma = args.noise * max(0.0, 1 - step / args.noise_steps)  # instance noise, Sonderby et al. 2016 (1610.04490)
 
     def seen(images):
-        return images + sigma * torch.randn_like(images) if sigma > 0 else images
+        return images if now["sigma"] is None else images + now["sigma"] * torch.randn_like(images)
 
     for optimiser, lr in ((opt_g, args.lr_g or args.lr), (opt_c, args.lr_d or args.lr)):
         for group in optimiser.param_groups:
-            group["lr"] = lr * args.lr_decay**step
+            group["lr"] = lr * now["decay"]
 
     # The critic: minimise E critic(fake) - E critic(real) + penalty. Every update has a batch and latents of its own.
     for _ in range(args.critic_steps):
@@ -455,9 +469,9 @@ def train_step(step, args, batches, generator, critic, opt_g, opt_c, average, sc
         real = (real - scale[0]) / scale[1]
         if shrink > 1:
             real = F.avg_pool2d(real, shrink)
-        if growth[1] < 1:  # real pictures gain detail as generated ones do (Karras et al.)
+        if now["alpha"] is not None:  # real pictures gain detail as generated ones do (Karras et al.)
             coarse = F.interpolate(F.avg_pool2d(real, 2), scale_factor=2.0, mode="nearest")
-            real = torch.lerp(coarse, real, growth[1])
+            real = blend(coarse, real, now["alpha"])
         with autocast(), torch.no_grad():
             fake = generator(torch.randn(args.batch, args.latent_dim, device=device), *growth)
         real, fake = seen(real), seen(fake.float())
@@ -559,7 +573,7 @@ def main(args):
 
     def adam(network, lr):
         # betas (0, 0.9): the paper's. Without momentum the critic follows a target that moves at every step
-        return torch.optim.Adam(network.parameters(), lr, betas=(0.0, 0.9), fused=device.type != "mps")
+        return torch.optim.Adam(network.parameters(), lr, betas=(0.0, 0.9), **adam_kernel(device))
 
     opt_g, opt_c = adam(generator, args.lr_g or args.lr), adam(critic, args.lr_d or args.lr)
     shown = generator if average is None else average  # whose pictures are shown and measured
@@ -581,9 +595,10 @@ def main(args):
 
     optimisers = {"generator": opt_g, "critic": opt_c}
     with run.opened(networks, optimisers, sample, fakes, extra={"scale": scale.cpu()}):
+        ours = generator, critic, opt_g, opt_c, average
+        train = Captured(train_step, schedule, args, run.batches, *ours, scale, run.autocast)
         for step in run.steps():
-            losses = train_step(step, args, run.batches, generator, critic, opt_g, opt_c, average, scale, run.autocast)
-            run.record(losses)
+            run.record(train(step))
     run.finish(generate)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                          # 64x64, the reports' networks: some minutes on two cores
     python benchmarks/step.py --scripts dcgan --rounds 9 --steps 20    # on a GPU
+    python benchmarks/step.py --ablation               # what each trick gives: ours without it, beside ours
 
 Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
 with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
@@ -17,9 +18,15 @@ its median, smallest and largest value are printed. Warm-up steps of both come f
 The table at the end also says what an image costs in our step (floating-point operations of convolutions and matrix
 products, as PyTorch counts them), and which share of the device's own rate that makes: of a large convolution for the
 convolutional networks, of a large matrix product for vae_mlp, in the same precision.
+
+--ablation takes one trick at a time out of ours, and these variants take turns with ours in the same way: images
+decoded from files by the textbook's loader at every step; tensors contiguous instead of channels last; Adam weight by
+weight in a loop instead of one kernel; and where ours has them, fp32 instead of bf16, and every operation launched by
+itself instead of the captured step.
 """
 
 import argparse
+import functools
 import math
 import platform
 import statistics
@@ -46,6 +53,7 @@ def parse_args(argv=None):
     parser.add_argument("--batch", type=int, help="[64; autoencoders: 128]")
     parser.add_argument("--size", type=int, default=64, help="[64]")
     parser.add_argument("--width", type=int, help="[64; vae_mlp: 512]")
+    parser.add_argument("--ablation", action="store_true", help="ours without each of its tricks, beside ours")
     parser.add_argument("--device", default="auto", help="[auto]")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of our side [auto]")
     args = parser.parse_args(argv)
@@ -73,6 +81,7 @@ import vae_mlp
 import wgan_gp
 
 LATENT, CLASSES, CRITIC_STEPS = 100, 5, 5
+TRICKS = "data in memory", "channels last", "fused Adam", "bf16", "captured step"
 
 
 def processor():
@@ -238,25 +247,59 @@ def textbook_vae(loader, device, model):
             yield loss.item(), nats.item(), kl.item()
 
 
-def ours(args, data, device, precision):
-    """The same, as the script's main does it."""
+class Files(datasets.Batches):
+    """Batches that come from image files through the textbook's loader, and are otherwise used as ours are."""
+
+    def __init__(self, folder, data, batch, device):
+        super().__init__(data, batch, device)
+        from torchvision import transforms
+        from torchvision.datasets import ImageFolder
+
+        resize = transforms.Compose([transforms.Resize(data.images.shape[-1]), transforms.PILToTensor()])
+        files = ImageFolder(folder, resize)
+        self.loader = torch.utils.data.DataLoader(files, batch, shuffle=True, num_workers=2, drop_last=True)
+        self.files = iter(())
+
+    def draw(self):
+        while (found := next(self.files, None)) is None:
+            self.files = iter(self.loader)
+        self.drawn += 1
+        return torch.arange(self.batch, device=self.device), found[0].to(self.device)
+
+
+class Contiguous(datasets.Batches):
+    def __next__(self):
+        images, labels = super().__next__()
+        return images.contiguous(), labels
+
+
+def ours(args, data, device, precision, without="", folder=None):
+    """The same, as the script's main does it. without: the trick to leave out, a name of TRICKS."""
     script = {"dcgan": dcgan, "cgan": cgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp}[args.script]
     own = {wgan_gp: [f"--critic-steps={CRITIC_STEPS}"], cgan: [f"--latent-dim={LATENT}"]}.get(script, [])
     given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
     flags = script.parse_args([*given, *own, "--data=x"])
-    batches = datasets.Batches(data, args.batch, device)
-    models = [network.to(device, memory_format=torch.channels_last) for network in networks(args)]
+    flags.no_graph = without == "captured step"
+    kinds = {"data in memory": functools.partial(Files, folder), "channels last": Contiguous}
+    batches = kinds.get(without, datasets.Batches)(data, args.batch, device)
+    memory = torch.contiguous_format if without == "channels last" else torch.channels_last
+    models = [network.to(device, memory_format=memory) for network in networks(args)]
     betas = {dcgan: (0.5, 0.999), cgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
-    fused = device.type != "mps"
-    optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, fused=fused) for m in models]
+    kernel = datasets.adam_kernel(device)
+    if without == "fused Adam":
+        kernel |= {"fused": False, "foreach": False}
+    optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, **kernel) for m in models]
     more = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if script is wgan_gp else []  # its scale
 
     def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and without != "bf16")
 
+    train = datasets.Captured(
+        script.train_step, script.schedule, flags, batches, *models, *optimisers, None, *more, autocast
+    )
     step = 0
     while True:
-        yield script.train_step(step, flags, batches, *models, *optimisers, None, *more, autocast)
+        yield train(step)
         step += 1
 
 
@@ -311,25 +354,55 @@ def device_rate(script, device, precision):
     return count / min(b - a for a, b in zip(times[1:], times[2:], strict=False))
 
 
-def compare(args, device, precision):
-    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook, and a table's row."""
+def turns(sides, args, device):
+    """{name: a generator that trains one step each time}: [[images a second of each] for every round]."""
+    print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; batch {args.batch}, width {args.width}")
+    for side in sides.values():
+        for _ in range(2 if device.type == "cpu" else 20):
+            next(side)
+    rounds = []
+    for number in range(args.rounds):
+        rounds.append([rate(side, args, device) for side in sides.values()])
+        found = ", ".join(f"{name} {value:.1f}" for name, value in zip(sides, rounds[-1], strict=True))
+        print(f"round {number + 1}: {found} img/s", flush=True)
+    for side in sides.values():
+        side.close()  # ends a loader's workers before their files go
+    return rounds
+
+
+def some_images(args):
     data = datasets.load("shapes", args.size)
     rows = slice(max(2000, 4 * args.batch))
-    data = data._replace(images=data.images[rows], labels=data.labels[rows])
-    print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; batch {args.batch}, width {args.width}")
+    return data._replace(images=data.images[rows], labels=data.labels[rows])
+
+
+def ablate(args, device, precision):
+    """One script: what is left of our speed without each of TRICKS that this device has. Returns a table's row."""
+    data = some_images(args)
+    tried = {"": True, **{trick: True for trick in TRICKS}, "bf16": precision == "bf16"}
+    tried |= {"captured step": device.type == "cuda", "channels last": args.script != "vae_mlp"}
     with tempfile.TemporaryDirectory() as folder:
         write_files(data, Path(folder))
-        sides = textbook(args, folder, device), ours(args, data, device, precision)
-        for side in sides:
-            for _ in range(2 if device.type == "cpu" else 20):
-                next(side)
-        rounds = []
-        for number in range(args.rounds):
-            rounds.append([rate(side, args, device) for side in sides])
-            print(f"round {number + 1}: textbook {rounds[-1][0]:.1f}, ours {rounds[-1][1]:.1f} img/s", flush=True)
-        sides[0].close()  # ends the loader's workers before their files go
-        with Operations() as operations:
-            next(sides[1])
+        sides = {
+            f"without {trick}" if trick else "ours": ours(args, data, device, precision, trick, folder)
+            for trick, there in tried.items()
+            if there
+        }
+        rounds = turns(sides, args, device)
+    shares = {name: statistics.median(row[k] / row[0] for row in rounds) for k, name in enumerate(sides)}
+    cells = [f"{shares[name]:.2f}" if (name := f"without {trick}") in shares else "-" for trick in TRICKS]
+    return f"| {args.script} | {statistics.median(row[0] for row in rounds):.1f} | {' | '.join(cells)} |"
+
+
+def compare(args, device, precision):
+    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook, and a table's row."""
+    data = some_images(args)
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(data, Path(folder))
+        sides = {"textbook": textbook(args, folder, device), "ours": ours(args, data, device, precision)}
+        rounds = turns(sides, args, device)
+    with Operations() as operations:
+        next(ours(args, data, device, precision, "captured step"))
     ratios = [b / a for a, b in rounds]
     median = statistics.median(ratios)
     plain, fast = map(statistics.median, zip(*rounds, strict=True))
@@ -348,6 +421,7 @@ def main(args):
     device, precision = datasets.pick_device(args.device, args.precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
+    torch.backends.cudnn.benchmark = True  # as in Run; for the textbook too
     print(f"{args.size}x{args.size}")
     found, table = {}, []
     for script in args.scripts:
@@ -355,10 +429,16 @@ def main(args):
         chosen.batch, chosen.width = args.batch or BATCH[script], args.width or WIDTH[script]
         if args.steps > 2:
             chosen.steps = {"vae_mlp": args.steps * 10, "wgan_gp": math.ceil(args.steps / 4)}.get(script, args.steps)
-        found[script], row = compare(chosen, device, precision)
-        table.append(row)
-    print("\n| script | plain, img/s | ours, img/s | ratio | GFLOP an image | GFLOP/s, ours and the device's |")
-    print("|---|---|---|---|---|---|", *table, sep="\n")
+        if args.ablation:
+            table.append(ablate(chosen, device, precision))
+        else:
+            found[script], row = compare(chosen, device, precision)
+            table.append(row)
+    if args.ablation:
+        print(f"\n| script | ours, img/s | {' | '.join(f'without {trick}' for trick in TRICKS)} |")
+    else:
+        print("\n| script | plain, img/s | ours, img/s | ratio | GFLOP an image | GFLOP/s, ours and the device's |")
+    print("|" + "---|" * (table[0].count("|") - 1), *table, sep="\n")
     return found
 
 

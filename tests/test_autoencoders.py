@@ -283,7 +283,7 @@ def textbook(name, args, batches, model, optimiser, average, autocast, steps):
 def train(name, ours, steps):
     script = importlib.import_module(name)
     torch.manual_seed(5)
-    return torch.stack([script.train_step(step, *ours) for step in range(steps)])
+    return torch.stack([script.train_step(script.schedule(step, ours[0]), *ours) for step in range(steps)])
 
 
 @both

@@ -34,6 +34,16 @@ def test_step(capsys):
     assert all(f"{ratio:.2f} (" in table[name] for name, ratio in ratios.items())
 
 
+def test_ablation(capsys):
+    step = load("step")
+    tiny = "--ablation --scripts dcgan vae_mlp --rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu"
+    step.main(step.parse_args([*tiny.split(), "--precision", "fp32"]))
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [len(row) for row in table] == [2 + len(step.TRICKS)] * 4
+    assert [cell.strip() == "-" for cell in table[2][2:]] == [False, False, False, True, True]
+    assert [cell.strip() == "-" for cell in table[3][2:]] == [False, True, False, True, True]
+
+
 def test_step_refuses_zero_rounds(capsys):
     with pytest.raises(SystemExit) as stop:
         load("step").parse_args(["--rounds", "0"])

@@ -264,7 +264,9 @@ def compare_with_the_plain_algorithm(given):
     average = copy.deepcopy(ours[0]) if args.ema else None
     batches = Fixed(images, labels, ["a", "b", "c"], 4)
     torch.manual_seed(7)
-    logged = [cgan.train_step(k, args, batches, *ours, average, contextlib.nullcontext) for k in range(3)]
+    logged = [
+        cgan.train_step(cgan.schedule(k, args), args, batches, *ours, average, contextlib.nullcontext) for k in range(3)
+    ]
 
     generator, discriminator, opt_g, opt_d = theirs = pair(args)
     mean = copy.deepcopy(generator)
@@ -342,7 +344,7 @@ def test_the_log_of_lazy_r1_has_the_right_mean():
     batches = Fixed(x, labels, ["a", "b", "c"], 4)
     column = cgan.losses_of(args).index("r1")
     networks = generator, discriminator, *optimisers, None, contextlib.nullcontext
-    rows = [cgan.train_step(k, args, batches, *networks)[column] for k in range(8)]
+    rows = [cgan.train_step(cgan.schedule(k, args), args, batches, *networks)[column] for k in range(8)]
     want = slope_at_real(discriminator, x, one_hot(labels, 3)).item()
     assert sum(v.item() for v in rows) / 8 == pytest.approx(want, rel=1e-3)
     assert sum(v.item() != 0 for v in rows) == 2
@@ -356,7 +358,7 @@ def test_one_step_in_bf16_is_close_to_fp32():
         generator, discriminator, *optimisers = pair(args)
         torch.manual_seed(1)
         batches = Fixed(torch.rand(16, 3, 16, 16) * 2 - 1, torch.arange(16) % 3, ["a", "b", "c"], 16)
-        cgan.train_step(0, args, batches, generator, discriminator, *optimisers, None,
+        cgan.train_step(cgan.schedule(0, args), args, batches, generator, discriminator, *optimisers, None,
                         lambda d=dtype: torch.autocast("cpu", torch.bfloat16, enabled=d == torch.bfloat16))  # fmt: skip
         found.append([torch.cat([p.grad.flatten() for p in n.parameters()]) for n in (generator, discriminator)])
     for exact, rough in zip(*found, strict=True):

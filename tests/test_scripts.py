@@ -195,10 +195,8 @@ def test_not_finite_stops_and_keeps_the_last_good_checkpoint(tiny, name, capsys)
 @every_script
 def test_a_loss_that_becomes_nan_names_its_step(tiny, name, monkeypatch, capsys):
     script = importlib.import_module(name)
-    original = script.train_step
-    monkeypatch.setattr(
-        script, "train_step", lambda step, *rest: original(step, *rest) * (1 if step != 5 else torch.nan)
-    )
+    original, steps = script.train_step, iter(range(30))
+    monkeypatch.setattr(script, "train_step", lambda *given: original(*given) * (1 if next(steps) != 5 else torch.nan))
     with pytest.raises(SystemExit):
         train(name, "--steps", "30", "--save-every", "4", "--log-every", "10", "--out", "r")
     assert "not finite at step 6" in capsys.readouterr().err and read_checkpoint("r")["step"] == 4
@@ -211,12 +209,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tiny, name, monkeypatch, cap
 
     script = importlib.import_module(name)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    original = script.train_step
+    original, steps = script.train_step, iter(range(6))
 
-    def fill_the_disk(step, *rest):
-        if step == 3:
+    def fill_the_disk(*given):
+        if next(steps) == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-        return original(step, *rest)
+        return original(*given)
 
     monkeypatch.setattr(script, "train_step", fill_the_disk)
     try:

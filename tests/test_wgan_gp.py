@@ -220,7 +220,7 @@ def plain_step(step, args, batches, generator, critic, opt_g, opt_c, average, sc
         side = args.size // 2 ** (args.stages - 1 - stage)
         real = F.interpolate(real, (side, side), mode="area")
         coarse = F.interpolate(F.interpolate(real, (side // 2, side // 2), mode="area"), (side, side))
-        real = (1 - alpha) * coarse + alpha * real
+        real = (1 - alpha) * coarse + alpha * real if alpha else real
         fake = draw_fake().detach()
         if sigma:
             real = real + sigma * torch.randn_like(real)
@@ -281,7 +281,7 @@ def test_train_step_is_algorithm_1(words, start):
 
     torch.manual_seed(1)
     for step in start, start + 1:
-        found = wgan_gp.train_step(step, args, *ours, averages[0], scale, autocast)
+        found = wgan_gp.train_step(wgan_gp.schedule(step, args), args, *ours, averages[0], scale, autocast)
         assert found.shape == (len(wgan_gp.LOSSES),) and not found.requires_grad
     torch.manual_seed(1)
     for step in start, start + 1:
@@ -343,11 +343,12 @@ def test_bf16_gradients_are_those_of_fp32_to_its_precision(norm):
 
 def test_growth_at():
     args = argparse.Namespace(stages=3, stage_steps=8, fade_steps=None)  # half of a stage
-    assert [growth_at(step, args) for step in (7, 8, 10, 11)] == [(0, 1), (1, 0.25), (1, 0.75), (1, 1)]
+    assert [growth_at(step, args) for step in (7, 8, 10, 11)] == [(0, None), (1, 0.25), (1, 0.75), (1, None)]
     args = argparse.Namespace(stages=3, stage_steps=10, fade_steps=4)
     found = [growth_at(step, args) for step in (0, 9, 10, 11, 13, 14, 19, 20, 23, 24, 1000)]
-    assert found == [(0, 1), (0, 1), (1, 0.25), (1, 0.5), (1, 1), (1, 1), (1, 1), (2, 0.25), (2, 1), (2, 1), (2, 1)]
-    assert growth_at(10**6, argparse.Namespace(stages=1, stage_steps=10, fade_steps=4)) == (0, 1)
+    one, two = (1, None), (2, None)
+    assert found == [(0, None), (0, None), (1, 0.25), (1, 0.5), one, one, one, (2, 0.25), two, two, two]
+    assert growth_at(10**6, argparse.Namespace(stages=1, stage_steps=10, fade_steps=4)) == (0, None)
 
 
 def test_a_new_stage_begins_where_the_old_one_ended():
@@ -362,7 +363,7 @@ def test_a_new_stage_begins_where_the_old_one_ended():
         torch.testing.assert_close(generator(z, stage, 0.0), big)
         torch.testing.assert_close(critic(big, stage, 0.0), critic(small, stage - 1))
         half = (generator.to_picture[stage - 1].weight, critic.from_picture[stage - 1][0].weight)
-        for alpha, moves in (0.5, True), (1.0, False):
+        for alpha, moves in (0.5, True), (None, False):
             critic(generator(z, stage, alpha), stage, alpha).sum().backward()
             assert [p.grad is not None for p in half] == [moves, moves]
             for p in half:
