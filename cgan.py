@@ -212,7 +212,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 try:
     from datasets import Captured, InputError, Run, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
-    from datasets import grid, latents, one_hot, run_program, save_picture, to_uint8, update_average  # isort: skip
+    from datasets import grid, latents, layout, one_hot, run_program, save_picture, to_uint8, update_average  # isort: skip
     from datasets import use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -521,7 +521,7 @@ def load_generator(checkpoint, device="cpu"):
     data = checkpoint["data"]
     generator = make_generator(flags_of(checkpoint, FLAGS), data["channels"], len(data["classes"]))
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
-    return generator.to(device, memory_format=torch.channels_last).eval()
+    return generator.to(device, memory_format=layout(device)).eval()
 
 
 @torch.no_grad()
@@ -587,7 +587,7 @@ def main(args):
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(generator)
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=layout(device))
 
     def adam(network, lr):
         # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py). Without decay AdamW is Adam

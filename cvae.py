@@ -199,8 +199,8 @@ from torch import nn
 
 try:
     from datasets import Captured, Run, above, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
-    from datasets import from_uint8, grid, measured_on, one_hot, run_program, save_picture, shuffled, to_uint8  # isort: skip
-    from datasets import update_average, use_generator  # isort: skip
+    from datasets import from_uint8, grid, layout, measured_on, one_hot, run_program, save_picture, shuffled  # isort: skip
+    from datasets import to_uint8, update_average, use_generator  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -327,7 +327,7 @@ def load_cvae(checkpoint, device="cpu"):
     args, data = flags_of(checkpoint, FLAGS), checkpoint["data"]
     cvae = CVAE(args.size, data["channels"], len(data["classes"]), args.latent_dim, args.width)
     cvae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["cvae"])
-    return cvae.to(device, memory_format=torch.channels_last).eval(), args
+    return cvae.to(device, memory_format=layout(device)).eval(), args
 
 
 @torch.no_grad()
@@ -427,7 +427,7 @@ def main(args):
         y = one_hot(torch.zeros(2, dtype=torch.int64), classes)
         describe(cvae, from_uint8(data.images[:2]), y, torch.zeros(2, args.latent_dim))
         return run.plan()
-    networks = {"cvae": cvae.to(run.device, memory_format=torch.channels_last)}
+    networks = {"cvae": cvae.to(run.device, memory_format=layout(run.device))}
     average = None
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(cvae)

@@ -374,7 +374,7 @@ class Batches:
         rows, images = self.held.pop(0) if self.held else self.draw()
         if images is None:
             images = self.images[rows]
-        images = images.to(torch.float32, memory_format=torch.channels_last).div_(127.5).sub_(1)
+        images = images.to(torch.float32, memory_format=layout(self.device)).div_(127.5).sub_(1)
         return images, self.labels[rows] if self.labels is not None else None
 
 
@@ -435,6 +435,12 @@ class Captured:
         graph, losses = self.graphs[kind]
         graph.replay()
         return losses.clone()  # the next replay writes over them
+
+
+def layout(device):
+    """How pictures and weights lie in memory: channels last, with which convolutions are faster. Not on a Mac's GPU,
+    where BatchNorm's gradients are wrong then (seen with torch 2.10: github.com/pytorch/pytorch/issues/175189)."""
+    return torch.contiguous_format if torch.device(device).type == "mps" else torch.channels_last
 
 
 def adam_kernel(device):
@@ -1548,13 +1554,14 @@ class Run:
         if RANK > 0:
             return
         self.sample()
+        where = "cpu" if self.device.type == "mps" else self.device  # a Mac's GPU lacks some of these operations
         layers = [
-            (network, layer, parameter.detach().float())
+            (network, layer, parameter.detach().float().to(where))
             for network, module in self.networks.items()
             for layer, parameter in module.named_parameters()
             if network != "ema" and parameter.dim() > 1
         ]
-        table = [torch.empty(0, 52, device=self.device)]
+        table = [torch.empty(0, 52, device=where)]
         for _, _, weight in layers:
             low, high = weight.aminmax()
             share = (weight - low) / (high - low).clamp(min=1e-30)  # 0 to 1; all 0 where all weights are equal

@@ -186,7 +186,7 @@ import torch.nn.functional as F
 from torch import nn
 
 try:
-    from datasets import Captured, Run, adam_kernel, channels, describe, flags_of, grid, latents, run_program
+    from datasets import Captured, Run, adam_kernel, channels, describe, flags_of, grid, latents, layout, run_program
     from datasets import save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"dcgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
@@ -369,7 +369,7 @@ def load_generator(checkpoint, device="cpu"):
     depends on its own latent only and not on the others in its batch."""
     generator = make_generator(flags_of(checkpoint, FLAGS), checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
-    return generator.to(device, memory_format=torch.channels_last).eval()
+    return generator.to(device, memory_format=layout(device)).eval()
 
 
 @torch.no_grad()
@@ -412,7 +412,7 @@ def main(args):
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(generator)
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=layout(device))
 
     def adam(network, lr):
         # beta1 0.5: with Adam's usual 0.9 the game oscillates (the paper, section 4). Without decay AdamW is Adam

@@ -92,7 +92,7 @@ from tqdm import tqdm
 
 try:
     import datasets
-    from datasets import InputError, pick_device, random_labels, short, shuffled
+    from datasets import InputError, layout, pick_device, random_labels, short, shuffled
 except ImportError as problem:
     sys.exit(print(f"metrics.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -247,7 +247,7 @@ def features(images, dims=(2048,), weights=None, device="cpu", precision="fp32",
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     stages = inception(max(dims), weights)
     for stage in stages.values():
-        stage.to(device, dtype, memory_format=torch.channels_last)
+        stage.to(device, dtype, memory_format=layout(device))
     found = {dim: np.empty((len(images), dim), np.float32) for dim in dims}
     # GPUs round fp32 convolutions to TF32 (10 bits) unless told not to; then fp32 would mean another thing there.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
@@ -256,7 +256,7 @@ def features(images, dims=(2048,), weights=None, device="cpu", precision="fp32",
             x = images[start : start + batch].to(device).expand(-1, 3, -1, -1).float() / 255
             # pytorch-fid's resize: neighbours only, in both directions, so a large image shrinks without antialiasing
             x = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
-            x = x.to(dtype=dtype, memory_format=torch.channels_last)
+            x = x.to(dtype=dtype, memory_format=layout(device))
             for dim, stage in stages.items():
                 x = stage(x)
                 if dim in found:
@@ -739,7 +739,7 @@ def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]  # side halves
             before = after
         network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 128, classes))
-        network.to(device, memory_format=torch.channels_last).train()
+        network.to(device, memory_format=layout(device)).train()
         optimiser = torch.optim.Adam(network.parameters(), 2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
         for _ in tqdm(range(steps), desc="classifier", unit="step", disable=None):

@@ -205,7 +205,7 @@ from torch import nn
 
 try:
     from datasets import Captured, InputError, Run, adam_kernel, channel_moments, channels, describe, flags_of, grid
-    from datasets import latents, run_program, save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
+    from datasets import latents, layout, run_program, save_picture, to_uint8, update_average, use_generator, walks  # isort: skip
 except ImportError as problem:
     sys.exit(print(f"wgan_gp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
 
@@ -511,7 +511,7 @@ def load_generator(checkpoint, device="cpu"):
     args = flags_of(checkpoint, FLAGS)
     generator = make_generator(args, checkpoint["data"]["channels"])
     generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
-    generator.to(device, memory_format=torch.channels_last).eval()
+    generator.to(device, memory_format=layout(device)).eval()
     return generator, growth_at(max(checkpoint["step"] - 1, 0), args), checkpoint["scale"].to(device)
 
 
@@ -566,7 +566,7 @@ def main(args):
     if args.ema > 0:
         average = networks["ema"] = copy.deepcopy(generator)
     for network in networks.values():
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device, memory_format=layout(device))
     moments = channel_moments(run.data.images) if args.normalize == "channel" else ([0.5] * colours, [0.5] * colours)
     mean, std = (torch.as_tensor(values).float()[:, None, None] for values in moments)
     scale = torch.stack([2 * mean - 1, 2 * std.clamp(min=1 / 255)]).to(device)  # of values in [-1, 1] instead of [0, 1]
