@@ -1045,7 +1045,7 @@ def square(image, size):
 
 # ------------------------------------------------------------------------ what all files of the collection share
 
-SCRIPTS = ("dcgan", "cgan", "wgan_gp", "vae_mlp", "cvae")  # model scripts that a checkpoint may name
+SCRIPTS = ("dcgan", "cgan", "wgan_gp", "vae_mlp", "cvae", "ddpm")  # model scripts that a checkpoint may name
 
 
 def short(error):
@@ -1310,6 +1310,8 @@ class Run:
             raise InputError(f"'{self.path}' was trained by {before} processes, not {WORLD}: go on with as many")
         if self.checkpoint and self.data.fingerprint != self.checkpoint["data"]["fingerprint"]:
             raise InputError(f"'{args.data}' is not the data that this run was trained on (its fingerprint differs)")
+        if "drop_label" in flags and self.data.labels is None:  # the classes are optional: all pictures are of one
+            self.data = self.data._replace(labels=torch.zeros(len(self.data.images)).long(), classes=[self.data.name])
         if "class" in flags and self.data.labels is None:
             raise InputError(
                 f"'{args.data}' has no labels, which a conditional model needs: one sub-folder for each class"
@@ -1614,7 +1616,7 @@ class Run:
                 fake_words=f"images by {weights_used(checkpoint)}, latent seed {args.seed + 2}",
             )  # fmt: skip
             values += more(metrics) if more else []
-            if "class" in self.flags:
+            if "class" in self.flags and len(self.data.classes) > 1:
                 count, seed = metrics.as_many_as(self.data, args.eval_images), args.seed + 3
                 counts = self.about["counts"]
                 fake, asked = generate(checkpoint, count, seed, self.device), random_labels(counts, count, seed)

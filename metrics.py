@@ -1119,7 +1119,7 @@ def side(text, model, n, size, split, seed, device):
         except ModuleNotFoundError as problem:
             raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
         labels, classes = None, None
-        if "class" in model["flags"]:  # the classes that generate() draws
+        if "class" in model["flags"] and len(model["data"]["classes"]) > 1:  # the classes that generate() draws
             labels, classes = random_labels(model["data"]["counts"], n, seed), model["data"]["classes"]
         words = f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
         return script.generate(model, n, seed, device), words, labels, classes

@@ -13,6 +13,7 @@ writes into each run directory
     interpolation.png  walks between random latents, on a sphere and on a straight line, by the best checkpoint (of
                        cgan.py also between two classes); of autoencoders, between the latents of two real images
     classes.png        of cvae.py: real images, and their latents decoded as every class
+    denoising.png      of ddpm.py: from noise to picture; guidance.png: the same noises, the class weighed more and more
     extremes.png       with --extremes, which needs the data: the generated pictures most and least like real images
 
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.
@@ -472,6 +473,36 @@ def draw_extremes(folder, args):
     return png(labelled_rows(rows, protocol))
 
 
+# ------------------------------------------------------------------------------------------ denoising.png, guidance.png
+
+
+def draw_denoising(folder, args):
+    """From noise to picture, a row for each of the first classes; the times above the frames."""
+    checkpoint, model, words = open_model(folder)
+    classes, frames = checkpoint["data"]["classes"], 10
+    images, times = model.denoising(checkpoint, min(len(classes), 8), frames)
+    factor = row_scale(images.shape[-1])
+    rows = []
+    for name, row in zip(classes, images.split(frames), strict=False):
+        rows.append((name, rescale(datasets.grid(row, frames).convert("RGB"), factor)))
+    return png(
+        labelled_rows(rows, f"t = {', '.join(map(str, times))}; sampler {checkpoint['flags']['sampler']}\n{words}")
+    )
+
+
+def draw_guidance(folder, args):
+    """The same noises and classes with the class weighed more and more, one row for each strength."""
+    checkpoint, model, words = open_model(folder)
+    strengths, columns = (0.0, 1.0, 2.0, 4.0, 8.0), 10
+    images = model.guided(checkpoint, strengths, columns)
+    factor = row_scale(images.shape[-1])
+    rows = [
+        (f"guidance {strength:g}", rescale(datasets.grid(row, columns).convert("RGB"), factor))
+        for strength, row in zip(strengths, images.split(columns), strict=True)
+    ]
+    return png(labelled_rows(rows, words))
+
+
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 
@@ -501,6 +532,9 @@ def report(run_dir, epochs=None, extremes=False):
         del pictures["reconstructions.gif"]
     if args.get("script") == "cvae":
         pictures["classes.png"] = lambda: draw_classes(folder, args)
+    if args.get("script") == "ddpm":
+        pictures["denoising.png"] = lambda: draw_denoising(folder, args)
+        pictures["guidance.png"] = lambda: draw_guidance(folder, args)
     if extremes:
         pictures["extremes.png"] = lambda: draw_extremes(folder, args)
     for name, draw in pictures.items():

@@ -37,6 +37,7 @@ CASES = {
     "wgan_gp, resnet": ("wgan_gp", [*GAN, "--arch=resnet", "--critic-steps=1"]),
     "vae_mlp": ("vae_mlp", [*COMMON, "--width=16", "--kl-warmup=8"]),
     "cvae": ("cvae", [*COMMON, "--width=4", "--kl-warmup=8", "--ema=0.9", "--likelihood=sigma"]),
+    "ddpm": ("ddpm", [*COMMON, "--width=4", "--blocks=1", "--ema=0.9", "--flip"]),
 }
 each_case = pytest.mark.parametrize("case", CASES)
 
@@ -107,6 +108,8 @@ def setting(case, device="cpu", streamed=False):
         networks = list(script.build(args, 3))
     elif name == "vae_mlp":
         networks = [script.VAE(16, 3, args.latent_dim, args.width)]
+    elif name == "ddpm":
+        networks = [script.UNet(args, 3, 3)]
     else:
         networks = [script.CVAE(16, 3, 3, args.latent_dim, args.width)]
     networks = [network.to(device) for network in networks]

@@ -35,9 +35,12 @@ SCRIPTS = {
     "cvae": f"{VAE} --balance".split(),
     "cgan": "--ema 0.9 --noise 0.1 --noise-steps 15 --lr-decay 0.99 --d-steps 2 --g-steps 2 --r1 1 --r1-every 3 "
     "--augment --weight-decay 0.1 --latent-dim 6 --balance".split(),
+    "ddpm": "--ema 0.9 --lr-decay 0.99 --blocks 1 --timesteps 20 --sample-steps 2 --guidance 2 --eta 0.5 --flip "
+    "--balance".split(),
 }
-PRESET = {"dcgan": "cats", "wgan_gp": "small-gan", "vae_mlp": "cats", "cvae": "animals", "cgan": "animals"}  # reports'
-GANS, CONDITIONAL = ("dcgan", "wgan_gp", "cgan"), ("cvae", "cgan")
+PRESET = {"dcgan": "cats", "wgan_gp": "small-gan", "vae_mlp": "cats", "cvae": "animals", "cgan": "animals",
+          "ddpm": "mnist"}  # fmt: skip
+AUTOENCODERS, CONDITIONAL = ("vae_mlp", "cvae"), ("cvae", "cgan", "ddpm")
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 
 
@@ -96,7 +99,11 @@ def test_a_run_directory(tiny, name, capsys, monkeypatch):
     ]  # fmt: skip
     rows_of_samples = 3 if name in CONDITIONAL else 8  # a row for each class
     assert Image.open(run_directory / "samples/000007.png").size == (8 * 18 - 2, rows_of_samples * 18 - 2)
-    more = {"vae_mlp": ["reconstructions.gif"], "cvae": ["reconstructions.gif", "classes.png"]}.get(name, [])
+    more = {
+        "vae_mlp": ["reconstructions.gif"],
+        "cvae": ["reconstructions.gif", "classes.png"],
+        "ddpm": ["denoising.png", "guidance.png"],
+    }.get(name, [])
     for picture in ("losses.png", "progress.gif", "strip.png", "interpolation.png", *more):
         Image.open(run_directory / picture).verify()
     args = json.loads((run_directory / "args.json").read_text(encoding="utf-8"))
@@ -149,7 +156,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, name, number, place, monkeyp
     with pytest.raises(SystemExit) as stop:
         train(name, "--steps", "12", "--sample-every", "1", "--out", "b")
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
-    step = 5 if place == "train_step" else 4 if name in GANS else 2  # VAEs save two pictures each time
+    step = 5 if place == "train_step" else 2 if name in AUTOENCODERS else 4  # they save two pictures each time
     assert f"saved at step {step} of 12" in (out := capsys.readouterr().out)
     assert f"python {name}.py --resume b" in out and read_checkpoint("b")["step"] == step
     monkeypatch.setattr(script, place, original)
@@ -414,7 +421,7 @@ def test_generate_and_interpolate(tiny, name):
     first = np.asarray(Image.open("folder/00000.png"))
     assert np.array_equal(first, few[0].permute(1, 2, 0).numpy())
     assert np.array_equal(first, np.asarray(Image.open("g.png"))[:side, :side])
-    kinds = [["--interpolation", kind] for kind in script.FLAGS["interpolation"][1]] if name in GANS else [[]]
+    kinds = [["--interpolation", kind] for kind in script.FLAGS.get("interpolation", (0, []))[1]] or [[]]
     for kind in kinds:
         run(name, "--load", "r", "--interpolate", "6", *kind, "--to", f"walk{len(kind)}.png")
         assert Image.open(f"walk{len(kind)}.png").size == (6 * (side + 2) - 2, 8 * (side + 2) - 2)
@@ -435,7 +442,7 @@ def test_evaluation_without_weights_goes_on(tiny, name, monkeypatch, capsys):
     assert next(v for v in values if v["name"] == "collapse (pixels)")["pairs"] == 90
     assert not (tiny / "r/best.pt").exists()
     names = {v["name"] for v in values}
-    assert ("bound (nats)" in names) == (name not in GANS) and ("class accuracy" in names) == (name in CONDITIONAL)
+    assert ("bound (nats)" in names) == (name in AUTOENCODERS) and ("class accuracy" in names) == (name in CONDITIONAL)
 
 
 @every_script

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("dcgan.py", "cgan.py", "wgan_gp.py", "vae_mlp.py", "cvae.py")
+SCRIPTS = ("dcgan.py", "cgan.py", "wgan_gp.py", "vae_mlp.py", "cvae.py", "ddpm.py")
 MAXIMUM_LINES = 120  # the budget is "fewer than this", all blocks together, markers included
 BEGIN = re.compile(r"# --- shared: (\w[\w -]*?) ---")
 END = "# --- end shared ---"
