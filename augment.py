@@ -237,10 +237,13 @@ TRAINED_WITH = {  # flags for a few hundred images; --generator-flags come after
 }
 
 
-def check_generator(checkpoint, source, path, data):
-    """InputError unless the checkpoint knows classes and was trained on `data`, which was loaded from `path`."""
+def check_knows_classes(checkpoint, source):
     if checkpoint["script"] not in GENERATORS:
         raise InputError(f"'{source}' was made by {checkpoint['script']}.py, which knows no classes")
+
+
+def check_no_leak(checkpoint, source, path, data):
+    """InputError unless the checkpoint was trained on `data`, which was loaded from `path`, and on nothing else."""
     if checkpoint["data"]["fingerprint"] != data.fingerprint:
         raise InputError(
             f"'{source}' was not trained on this subset (fingerprints differ): train one with --data {path}"
@@ -272,7 +275,7 @@ def generated_images(args, count, data, folder, device):
             checkpoint, source = trained_generator(args, path, folder / f"{args.generator}-{count}", device), folder
         else:
             checkpoint, source = datasets.read_checkpoint(args.generator), args.generator
-        check_generator(checkpoint, source, path, data)
+        check_no_leak(checkpoint, source, path, data)
         script, made = importlib.import_module(checkpoint["script"]), []
         for number in tqdm(range(len(data.classes)), desc=f"{args.add} images of each class", disable=None):
             made.append(script.generate(checkpoint, args.add, seed=1000 + number, device=device, label=number))
@@ -412,17 +415,19 @@ def main(args):
         raise InputError(f"'{args.data}' has no labels, which a classifier needs: one sub-folder for each class")
     if test is None:  # no split of its own: a fifth is held out, and no subset is drawn from it
         data, test = datasets.load_parts(args.data, args.size, len(data.images) // 5)
-    for count in args.per_class:
-        subset(data, count)  # too few images are told before any work is done
+    for count in args.per_class:  # what is wrong with the input is told before anything is written
+        subset(data, count)
+    if args.generator not in GENERATORS:
+        check_knows_classes(datasets.read_checkpoint(args.generator), args.generator)
     if args.resume:
         folder = Path(args.resume)
     else:
-        folder = datasets.new_run("augment", args, data.name)
+        folder = datasets.new_run("augment", argparse.Namespace(out=args.out, preset=None), data.name)
         datasets.write_text(folder / "settings.json", json.dumps(vars(args), indent=1))
     with datasets.locked(folder / ".lock", busy=f"another process is working in '{folder}'"):
         try:
             work(args, data, test, folder, device)
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):  # the generator's training ends with the latter
             print(f"go on with: python augment.py --resume {folder}", file=sys.stderr)
             raise
 

@@ -41,8 +41,8 @@ import sys
 R4C = {"protocol": "R4: proposed there, not carried out; no number"}
 PRESETS = {
     "shapes": dict(  # what `python ddpm.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=16, blocks=1, batch=32, steps=1200, lr=1e-3, ema=0.99, dropout=0.0,
-        sample_steps=20, guidance=2.0, sample_every=200, save_every=400,
+        data="shapes", size=32, width=16, blocks=1, batch=32, steps=1000, lr=2e-3, lr_decay=0.9977, ema=0.99,
+        dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=200, save_every=500,
     ),
     "cifar10": dict(  # Ho et al.'s training and nearly their network; the class and its guidance are ours
         data="cifar10", size=32, width=128, batch=128, steps=200_000, lr=2e-4, ema=0.9999, flip=True,
@@ -53,12 +53,12 @@ PRESETS = {
         sample_every=5000, save_every=5000, report=R4C,
     ),
     "mnist": dict(  # a quarter of an hour on two cores
-        data="mnist", size=32, width=32, blocks=1, batch=64, steps=1000, lr=1e-3, ema=0.99, dropout=0.0, guidance=2.0,
-        sample_steps=20, sample_every=250, save_every=250, report=R4C,
+        data="mnist", size=32, width=32, blocks=1, batch=32, steps=2200, lr=2e-3, lr_decay=0.99895, ema=0.99,
+        dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=550, save_every=550, report=R4C,
     ),
     "small": dict(  # a few hundred pictures, which a network of this size could learn by heart: more dropout, and flips
-        size=32, width=32, blocks=1, batch=32, steps=4000, lr=5e-4, ema=0.995, dropout=0.2, flip=True, guidance=1.5,
-        sample_steps=25, sample_every=500, save_every=500,
+        size=32, width=32, blocks=1, batch=32, steps=4000, lr=1e-3, lr_decay=0.9995, ema=0.995, dropout=0.2, flip=True,
+        guidance=1.5, sample_steps=25, eta=1.0, sample_every=500, save_every=500,
     ),
 }  # fmt: skip
 
@@ -165,11 +165,7 @@ FLAGS = COMMON | {
     "guidance": (1.0, number(float, 0), "how strongly pictures follow the class; 1: the conditional model as it is"),
     "sampler": ("ddim", ["ddim", "ancestral"], "ancestral: the chain of Ho et al., all of its T steps"),
     "sample_steps": (50, number(int, 1), "steps of DDIM from noise to picture"),
-    "eta": (
-        0.0,
-        number(float, 0, 1.0001),
-        "noise that DDIM adds on its way: 0 none, 1 as much as the chain of Ho et al.",
-    ),
+    "eta": (0.0, number(float, 0, 1.0001), "noise that DDIM adds: 0 none; 1, as the chain does, mends errors"),
     "class": (None, str, "with --load: make pictures of this class only"),
     "interpolate": (None, number(int, 2), "with --load: walk between random noises in N pictures, 8 walks"),
     "interpolation": ("spherical", ["spherical", "linear"], "how --interpolate walks"),
@@ -315,21 +311,20 @@ class UNet(nn.Module):
         sides = [args.size >> k for k in range(args.size.bit_length() - 3)]  # size, ..., 16, 8
         counts = [width if side == args.size else 2 * width for side in sides]
 
-        def block(before, after, side):
-            return Block(before, after, 4 * width, args.dropout, attention=side <= 16)
+        def block(before, after, attention):
+            return Block(before, after, 4 * width, args.dropout, attention)
 
         self.first = nn.Conv2d(colours, width, 3, 1, 1)
         self.down, self.up, before = nn.ModuleList(), nn.ModuleList(), width
         for side, count in zip(sides, counts, strict=True):
-            layers = [block(before if k == 0 else count, count, side) for k in range(args.blocks)]
-            if side > 8:
-                layers.append(nn.Conv2d(count, count, 3, 2, 1))  # side halves
-            self.down.append(nn.ModuleList(layers))
+            blocks = [block(before if k == 0 else count, count, side <= 16) for k in range(args.blocks)]
+            self.down.append(nn.ModuleList(blocks))
             before = count
-        self.middle = nn.ModuleList([block(before, before, 8), block(before, before, args.size + 1)])
+        self.halve = nn.ModuleList(nn.Conv2d(count, count, 3, 2, 1) for count in counts[:-1])
+        self.middle = nn.ModuleList([block(before, before, True), block(before, before, False)])
         for side, count in zip(sides[::-1], counts[::-1], strict=True):  # each block gets the output of its opposite
-            layers = [block((before if k == 0 else count) + count, count, side) for k in range(args.blocks)]
-            self.up.append(nn.ModuleList(layers))
+            blocks = [block((before if k == 0 else count) + count, count, side <= 16) for k in range(args.blocks)]
+            self.up.append(nn.ModuleList(blocks))
             before = count
         self.last = nn.Sequential(norm(width), nn.SiLU(), zeros(nn.Conv2d(width, colours, 3, 1, 1)))
 
@@ -338,19 +333,18 @@ class UNet(nn.Module):
         embedding = self.embed_time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.embed_class(y)
         embedding = F.silu(embedding)
         h, seen = self.first(x), []
-        for layers in self.down:
-            for layer in layers:
-                if isinstance(layer, Block):
-                    seen.append(h := layer(h, embedding))
-                else:
-                    h = layer(h)
-        for layer in self.middle:
-            h = layer(h, embedding)
-        for layers in self.up:
-            if h.shape[-1] != seen[-1].shape[-1]:
+        for level, blocks in enumerate(self.down):
+            if level > 0:
+                h = self.halve[level - 1](h)
+            for block in blocks:
+                seen.append(h := block(h, embedding))
+        for block in self.middle:
+            h = block(h, embedding)
+        for level, blocks in enumerate(self.up):
+            if level > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            for layer in layers:
-                h = layer(torch.cat([h, seen.pop()], dim=1), embedding)
+            for block in blocks:
+                h = block(torch.cat([h, seen.pop()], dim=1), embedding)
         return self.last(h)
 
 
@@ -420,20 +414,30 @@ def sampling_times(args):
     return torch.linspace(args.timesteps, 0, steps + 1, dtype=torch.float64).round().int().tolist()
 
 
+def fresh_noise(seeds, t, x):
+    """Noise of the shape of x (N, ...) for time t. A picture's depends on its seed and t only, not on the others."""
+    made = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed((2**31 + seed * 1_000_003 + t) % 2**32)
+        made.append(torch.randn(x.shape[1:], generator=generator))
+    return torch.stack(made).to(x.device)
+
+
 @torch.no_grad()
-def denoise(unet, x, y, args, seed=0):
+def denoise(unet, x, y, args, seeds, clip=True):
     """The way from noise x (N, colours, size, size) to pictures of classes y: yields x_T, then x after every step.
 
-    The guess of x_0 is cut to [-1, 1] each time, as every picture is (Ho et al.'s code does so too).
+    seeds: N whole numbers, for the noise that is added on the way. clip: the guess of x_0 is cut to [-1, 1] each time,
+    as every picture is (Ho et al.'s code does so too).
     """
     bars, times = alpha_bars(args.noise_schedule, args.timesteps), sampling_times(args)
+    noisy = args.sampler == "ancestral" or args.eta > 0
     yield x
     for t, s in zip(times, times[1:], strict=False):
         eps = guess_noise(unet, x, t, y, args.guidance)
-        x_0 = ((x - math.sqrt(1 - bars[t]) * eps) / math.sqrt(bars[t])).clamp(-1, 1)
-        # fresh noise of a generator for each step, so that the first pictures do not depend on how many there are
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + t) % 2**32)
-        noise = torch.randn(x.shape, generator=generator).to(x.device) if s > 0 else torch.zeros_like(x)
+        x_0 = (x - math.sqrt(1 - bars[t]) * eps) / math.sqrt(bars[t])
+        x_0 = x_0.clamp(-1, 1) if clip else x_0
+        noise = fresh_noise(seeds, t, x) if noisy and s > 0 else torch.zeros_like(x)
         if args.sampler == "ancestral":
             mean, variance = posterior(bars, t, x_0, x)
             x = mean + math.sqrt(variance) * noise
@@ -446,7 +450,8 @@ def denoise(unet, x, y, args, seed=0):
 def invert(unet, x, y, args):
     """DDIM with eta 0 walked backwards, from pictures x in [-1, 1] to the noise x_T that it would make them of.
 
-    Each step assumes that the guess changes little over it, so what comes back is as exact as the steps are many.
+    Each step assumes that the guess changes little over it, so `denoise` with clip=False brings the pictures back, more
+    exactly the more steps there are.
     """
     bars, times = alpha_bars(args.noise_schedule, args.timesteps), sampling_times(args)[::-1]
     for s, t in zip(times, times[1:], strict=False):
@@ -477,13 +482,14 @@ def noises(n, unet, args, seed):
     return latents(n, colours * args.size**2, seed).view(n, colours, args.size, args.size)
 
 
-def pictures(unet, x, y, args, seed=0):
-    """Noises and classes -> uint8 (N, colours, size, size) on the CPU, 100 at a time."""
+def pictures(unet, x, y, args, seeds):
+    """Noises, classes, seeds -> uint8 (N, colours, size, size) on the CPU, 100 at a time."""
     device, made = unet.signal.device, []
     steps = len(sampling_times(args)) * math.ceil(len(x) / 100)
     with tqdm(total=steps, desc="pictures", unit="step", leave=False, disable=None) as bar:
-        for k, (part, labels) in enumerate(zip(x.split(100), y.split(100), strict=True)):
-            for now in denoise(unet, part.to(device), labels.to(device), args, seed + 7919 * k):
+        for k in range(0, len(x), 100):
+            here = slice(k, k + 100)
+            for now in denoise(unet, x[here].to(device), y[here].to(device), args, seeds[here]):
                 picture = now
                 bar.update()
             made.append(to_uint8(picture).cpu())
@@ -497,17 +503,17 @@ def generate(checkpoint, n, seed=0, device="cpu", label=None, **settings):
     """
     unet, args = load_unet(checkpoint, device, settings)
     y = random_labels(checkpoint["data"]["counts"], n, seed) if label is None else torch.full((n,), label)
-    return pictures(unet, noises(n, unet, args, seed), y, args, seed)
+    return pictures(unet, noises(n, unet, args, seed), y, args, range(10_007 * seed, 10_007 * seed + n))
 
 
 def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu", label=None, **settings):
     """rows walks of `frames` pictures, each between two random noises, in one class, which is `label` or the next for
-    every row: uint8 (rows * frames, colours, size, size). By DDIM with eta 0, or neighbours would differ by chance."""
+    every row: uint8 (rows * frames, colours, size, size). Noise that is added on the way is the same along a row."""
     unet, args = load_unet(checkpoint, device, settings)
-    args.sampler, args.eta, colours = "ddim", 0.0, unet.first.in_channels
+    colours = unet.first.in_channels
     x = walks(rows, frames, colours * args.size**2, kind, seed).view(-1, colours, args.size, args.size)
     y = torch.arange(rows) % unet.classes if label is None else torch.full((rows,), label)
-    return pictures(unet, x, y.repeat_interleave(frames), args, seed)
+    return pictures(unet, x, y.repeat_interleave(frames), args, [row for row in range(rows) for _ in range(frames)])
 
 
 def denoising(checkpoint, rows=4, frames=10, seed=0, device="cpu"):
@@ -515,7 +521,7 @@ def denoising(checkpoint, rows=4, frames=10, seed=0, device="cpu"):
     times of its frames."""
     unet, args = load_unet(checkpoint, device)
     y = torch.arange(rows) % unet.classes
-    way = list(denoise(unet, noises(rows, unet, args, seed).to(device), y.to(device), args, seed))
+    way = list(denoise(unet, noises(rows, unet, args, seed).to(device), y.to(device), args, range(rows)))
     chosen = torch.linspace(0, len(way) - 1, frames).round().int().tolist()
     times = sampling_times(args)
     return to_uint8(torch.stack([way[k] for k in chosen], dim=1).flatten(0, 1)).cpu(), [times[k] for k in chosen]
@@ -526,7 +532,7 @@ def guided(checkpoint, strengths=(0.0, 1.0, 2.0, 4.0, 8.0), columns=10, seed=0, 
     unet, args = load_unet(checkpoint, device)
     x, y, made = noises(columns, unet, args, seed), torch.arange(columns) % unet.classes, []
     for args.guidance in strengths:
-        made.append(pictures(unet, x, y, args, seed))
+        made.append(pictures(unet, x, y, args, range(columns)))
     return torch.cat(made)
 
 
@@ -557,19 +563,20 @@ def main(args):
     optimiser = torch.optim.Adam(unet.parameters(), args.lr, **adam_kernel(device))
     shown = unet if average is None else average  # whose pictures are shown and measured
 
-    def pictures_now(x, y, seed):
-        images = pictures(shown.eval(), x, y, args, seed)
+    def pictures_now(x, y, seeds):
+        images = pictures(shown.eval(), x, y, args, seeds)
         shown.train()
         return images
 
     def sample():  # a row for each class (of many, the first 16), from the same eight noises
-        rows, seed = min(classes, 16), args.seed + 1
-        fixed = noises(8, unet, args, seed).repeat(rows, 1, 1, 1), torch.arange(rows).repeat_interleave(8)
-        save_picture(grid(pictures_now(*fixed, seed), 8), run.path / "samples" / f"{run.step:06d}.png")
+        rows = min(classes, 16)
+        x, y = noises(8, unet, args, args.seed + 1).repeat(rows, 1, 1, 1), torch.arange(rows).repeat_interleave(8)
+        images = pictures_now(x, y, [*range(8)] * rows)
+        save_picture(grid(images, 8), run.path / "samples" / f"{run.step:06d}.png")
 
     def fakes(n):
-        seed = args.seed + 2
-        return pictures_now(noises(n, unet, args, seed), random_labels(run.about["counts"], n, seed), seed)
+        y = random_labels(run.about["counts"], n, args.seed + 2)
+        return pictures_now(noises(n, unet, args, args.seed + 2), y, range(n))
 
     with run.opened(networks, {"unet": optimiser}, sample, fakes):
         train = Captured(train_step, schedule, args, run.batches, unet, optimiser, average, run.autocast)

@@ -35,8 +35,8 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH = {"dcgan": 64, "cgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64}
-WIDTH = {"dcgan": 64, "cgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64}
+BATCH = {"dcgan": 64, "cgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64, "ddpm": 32}
+WIDTH = {"dcgan": 64, "cgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64, "ddpm": 32}
 
 
 def parse_args(argv=None):
@@ -50,9 +50,9 @@ def parse_args(argv=None):
         default=4,
         help="steps in one turn [4]; above 2: vae_mlp 10 times as many, wgan_gp a fourth",
     )
-    parser.add_argument("--batch", type=int, help="[64; autoencoders: 128]")
+    parser.add_argument("--batch", type=int, help="[64; autoencoders: 128, ddpm: 32]")
     parser.add_argument("--size", type=int, default=64, help="[64]")
-    parser.add_argument("--width", type=int, help="[64; vae_mlp: 512]")
+    parser.add_argument("--width", type=int, help="[64; vae_mlp: 512, ddpm: 32]")
     parser.add_argument("--ablation", action="store_true", help="ours without each of its tricks, beside ours")
     parser.add_argument("--device", default="auto", help="[auto]")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of our side [auto]")
@@ -77,6 +77,7 @@ import cgan
 import cvae
 import datasets
 import dcgan
+import ddpm
 import vae_mlp
 import wgan_gp
 
@@ -105,6 +106,8 @@ def networks(args):
     if args.script == "cgan":
         chosen = cgan.parse_args([f"--size={args.size}", f"--width={args.width}", f"--latent-dim={LATENT}", "--data=x"])
         return cgan.make_generator(chosen, 3, CLASSES), cgan.make_discriminator(chosen, 3, CLASSES)
+    if args.script == "ddpm":
+        return (ddpm.UNet(ddpm.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"]), 3, CLASSES),)
     if args.script == "vae_mlp":
         return (vae_mlp.VAE(args.size, 3, 16, args.width),)
     return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)
@@ -131,7 +134,8 @@ def textbook(args, folder, device):
         ImageFolder(folder, transform), args.batch, shuffle=True, num_workers=2, drop_last=True
     )
     models = [network.to(device) for network in networks(args)]
-    train = {"dcgan": textbook_dcgan, "cgan": textbook_cgan, "wgan_gp": textbook_wgan_gp}.get(args.script, textbook_vae)
+    train = {"dcgan": textbook_dcgan, "cgan": textbook_cgan, "wgan_gp": textbook_wgan_gp,
+             "ddpm": textbook_ddpm}.get(args.script, textbook_vae)  # fmt: skip
     steps = train(loader, device, *models)
     while True:
         yield next(steps)
@@ -222,6 +226,21 @@ def textbook_wgan_gp(loader, device, generator, critic):
                 yield loss_c.item(), loss_g.item(), penalty.item()
 
 
+def textbook_ddpm(loader, device, model):
+    """Algorithm 1 of Ho et al., as tutorials write it."""
+    optimiser = plain_adam(model, lr=2e-4)
+    while True:
+        for x, labels in loader:
+            x, labels = x.to(device), labels.to(device)
+            t = torch.randint(1, len(model.signal), (len(x),), device=device)
+            noise = torch.randn_like(x)
+            loss = F.mse_loss(model(model.signal[t] * x + model.spread[t] * noise, t, labels), noise)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            yield (loss.item(),)
+
+
 def textbook_vae(loader, device, model):
     """After pytorch/examples vae/main.py; for cvae.py with labels and the squared error of R0."""
     optimiser = plain_adam(model, lr=1e-3)
@@ -275,7 +294,9 @@ class Contiguous(datasets.Batches):
 
 def ours(args, data, device, precision, without="", folder=None):
     """The same, as the script's main does it. without: the trick to leave out, a name of TRICKS."""
-    script = {"dcgan": dcgan, "cgan": cgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp}[args.script]
+    script = {"dcgan": dcgan, "cgan": cgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp, "ddpm": ddpm}[
+        args.script
+    ]
     own = {wgan_gp: [f"--critic-steps={CRITIC_STEPS}"], cgan: [f"--latent-dim={LATENT}"]}.get(script, [])
     given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
     flags = script.parse_args([*given, *own, "--data=x"])

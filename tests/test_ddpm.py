@@ -122,12 +122,12 @@ class Ideal(torch.nn.Module):
 
 
 @both_schedules
-@pytest.mark.parametrize("how", [["--sampler=ancestral"], ["--sample-steps=400"], ["--sample-steps=400", "--eta=1"]])
+@pytest.mark.parametrize("how", [["--sampler=ancestral"], ["--sample-steps=400"], ["--sample-steps=1000", "--eta=1"]])
 def test_the_samplers_draw_from_the_data(kind, how):
     """With a perfect network. The deviation to 4 %: steps of a finite size lose some of it."""
     args = flags(f"--noise-schedule={kind}", "--timesteps=1000", *how)
     x = torch.randn(100, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    *_, x_0 = denoise(Ideal(args, 0.2, 0.15), x, torch.zeros(100).long(), args)
+    *_, x_0 = denoise(Ideal(args, 0.2, 0.15), x, torch.zeros(100).long(), args, range(100))
     assert x_0.mean().item() == pytest.approx(0.2, abs=0.01)
     assert x_0.std().item() == pytest.approx(0.15, rel=0.04)
 
@@ -192,7 +192,8 @@ def setting(*given):
     images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.arange(40) % 3
     batches = Batches(Images(images, labels, ["a", "b", "c"], "", "", False, ""), args.batch)
     unet = network(args).train()
-    return args, batches, unet, torch.optim.Adam(unet.parameters(), args.lr), None, contextlib.nullcontext
+    # plain gradient descent: Adam would blow up the rounding in the gradients of biases in front of a norm, which are 0
+    return args, batches, unet, torch.optim.SGD(unet.parameters(), args.lr), None, contextlib.nullcontext
 
 
 def test_train_step_is_algorithm_1():
@@ -218,7 +219,7 @@ def test_train_step_is_algorithm_1():
         other_optimiser.step()
         torch.testing.assert_close(loss[0], wanted.detach(), rtol=1e-3, atol=1e-4)
     for p, q in zip(unet.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-3)
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ a trained model
@@ -231,11 +232,9 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(importlib.import_module("report"), "report", lambda run: [])
-        given = (
-            "--data=shapes --size=16 --width=16 --blocks=1 --batch=32 --steps=150 --lr=1e-3 --ema=0.9 --timesteps=200"
-        )
-        rest = "--dropout=0 --sample-steps=10 --device=cpu --precision=fp32 --eval-images=0 --sample-every=1000 --out=r"
-        ddpm.main(ddpm.parse_args(f"{given} {rest}".split()))
+        given = "--data=shapes --size=16 --width=16 --blocks=1 --batch=32 --steps=120 --lr=2e-3 --ema=0.9 --dropout=0"
+        how = "--timesteps=200 --noise-schedule=linear --sample-steps=10 --sample-every=1000 --eval-images=0"
+        ddpm.main(ddpm.parse_args(f"{given} {how} --device=cpu --precision=fp32 --out=r".split()))
     return folder / "r"
 
 
@@ -246,9 +245,9 @@ def test_it_learns(trained):
 
 def test_ddim_without_noise_is_deterministic(trained):
     checkpoint = read_checkpoint(trained)
-    first, again, other = (ddpm.generate(checkpoint, 6, seed) for seed in (4, 4, 5))
+    first, again, other = (ddpm.generate(checkpoint, 6, seed, eta=0.0) for seed in (4, 4, 5))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    more = ddpm.generate(checkpoint, 9, 4)[:6]  # the first pictures do not depend on how many there are
+    more = ddpm.generate(checkpoint, 9, 4, eta=0.0)[:6]  # the first pictures do not depend on how many there are
     assert (more.int() - first.int()).abs().max() <= 2
     for settings in (dict(eta=1.0), dict(sampler="ancestral")):
         noisy, again = (ddpm.generate(checkpoint, 6, 4, **settings) for _ in "ab")
@@ -257,15 +256,15 @@ def test_ddim_without_noise_is_deterministic(trained):
 
 def test_ddim_is_invertible(trained):
     """Pictures to noise and back, at 200 steps: to 2 % of the range on average."""
-    unet, args = ddpm.load_unet(read_checkpoint(trained), settings={"sample_steps": 200})
+    unet, args = ddpm.load_unet(read_checkpoint(trained), settings={"sample_steps": 200, "guidance": 1.0, "eta": 0.0})
     data = datasets.load("shapes", 16)
     x, y = datasets.from_uint8(data.images[:16]), data.labels[:16]
     noise = invert(unet, x, y, args)
-    *_, back = denoise(unet, noise, y, args)
+    *_, back = denoise(unet, noise, y, args, range(16), clip=False)
     error = (back - x).abs().mean().item()
     assert error < 0.04, error
     assert 0.5 < noise.std().item() < 1.5
-    *_, other = denoise(unet, torch.randn_like(noise), y, args)
+    *_, other = denoise(unet, torch.randn_like(noise), y, args, range(16), clip=False)
     assert (other - x).abs().mean().item() > 5 * error  # it is the noise that brings back the picture
 
 
