@@ -1,6 +1,6 @@
 """Does it help a classifier to enlarge a small labelled data set with generated images?
 
-    python augment.py --data mnist --per-class 20 50 --width 16            # about ... on two cores: see the README
+    python augment.py --data mnist --per-class 20 50 --width 16            # some three quarters of an hour on two cores
     python augment.py --data cifar10 --per-class 20 50 100 200 --add 500   # a learning curve; a GPU
     python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1 --add 200
     python augment.py --resume runs/augment-mnist-1                        # go on after Ctrl-C
@@ -12,13 +12,13 @@ It makes --add images of each class. A ResNet-18 (He et al. 2016, 1512.03385) is
 
     real                  the subset
     real+classical        the same, with random crops, mirroring and colours
-    real+generated        the subset and the generated images
+    real+generated        the subset and the generated images, half of every batch each
     real+both             these, with random crops, mirroring and colours
 
-every time with the same number of optimiser steps, once for each seed, and measured on real images that neither it nor
-the generator has seen: accuracy, and precision and recall averaged over the classes. Seeds are compared in pairs, with
-and without generated images, by Student's paired t-test. In the run directory: table.md with the verdict, curve.png,
-results.csv, the generated images beside real ones, the subsets, the generators.
+every time with the same number of optimiser steps and the same batch, once for each seed, and measured on real images
+that neither it nor the generator has seen: accuracy, and precision and recall averaged over the classes. Seeds are
+compared in pairs, with and without generated images, by Student's paired t-test. In the run directory: table.md with
+the verdict, curve.png, results.csv, the generated images beside real ones, the subsets, the generators.
 
 The idea is a proposal of report R4 that it did not carry out.
 """
@@ -53,13 +53,13 @@ def parse_args(argv=None):
         metavar="CKPT|NAME",
         help="a checkpoint, or what to train: ddpm, cgan, cvae [ddpm]",
     )
-    add("--generator-flags", default="", metavar="'FLAGS'", help="flags for its training, in quotes: '--steps 2000'")
+    add("--generator-flags", default="", metavar="'FLAGS'", help="for its training: --generator-flags='--steps 2000'")
     add("--add", type=whole(1), default=200, metavar="N", help="generated images of a class [200]")
     add("--size", type=int, choices=[16, 32, 64, 128, 256], help="side in pixels [32 for small images, else 64]")
-    add("--seeds", type=whole(2), default=5, metavar="N", help="trainings of each kind [5]")
+    add("--seeds", type=whole(3), default=5, metavar="N", help="trainings of each kind [5]")
     add("--steps", type=whole(1), default=500, metavar="N", help="optimiser steps of a classifier [500]")
     add("--batch", type=whole(2), default=64, metavar="N", help="images in one of them [64]")
-    add("--width", type=whole(1), default=64, metavar="N", help="channels of its first layers; ResNet-18 has 64 [64]")
+    add("--width", type=whole(8), default=64, metavar="N", help="channels of its first layers; ResNet-18 has 64 [64]")
     add(
         "--no-flip", action="store_true", help="never mirror an image (grey images, often digits or letters, never are)"
     )
@@ -73,6 +73,8 @@ def parse_args(argv=None):
     if not args.resume and not args.data:
         parser.error("give --data, a labelled data set")
     args.per_class = sorted(set(args.per_class))
+    if args.batch % 2:
+        parser.error(f"--batch {args.batch} is odd: half of it is generated in two of the four ways")
     if args.generator not in GENERATORS and len(args.per_class) > 1:
         parser.error("a checkpoint was trained on one subset: give --per-class one number")
     return args
@@ -131,6 +133,11 @@ def save_arrays(path, images, labels, classes):
     datasets.write_atomic(path, write)
 
 
+def may_flip(data, args):
+    """Whether a mirrored image is still of its class. Grey images are often digits or letters, so never of those."""
+    return data.images.shape[1] == 3 and not args.no_flip
+
+
 def classical(images, flip):
     """Random crops, mirroring and colours: float (N, C, H, W) in [-1, 1] -> the same shape, other for each image.
 
@@ -159,21 +166,35 @@ def classical(images, flip):
 # ---------------------------------------------------------------------------------------------- the classifier
 
 
+class Every(nn.Module):
+    """(N, C, H, W) -> every n-th row and column of it."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+
+    def forward(self, x):
+        return x[:, :, :: self.n, :: self.n]
+
+
 def resnet18(channels, classes, side, width=64):
     """ResNet-18 for small images: (N, channels, side, side) -> logits (N, classes).
 
-    torchvision's blocks, but a first layer of 3x3 without pooling, as is usual for 32 pixels; larger images are first
-    brought to 32 places a side by its stride (224 pixels, for which torchvision's is made, would be 56).
+    torchvision's blocks, but a first layer of 3x3 without pooling behind it, as usual for 32 pixels; its stride brings
+    64 pixels to 32 places, and larger images are averaged to 64 before (torchvision's brings 224 to 56).
     """
     from torchvision.models.resnet import BasicBlock
 
-    layers = [nn.Conv2d(channels, width, 3, max(1, side // 32), 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers = [nn.AvgPool2d(side // 64)] if side > 64 else []
+    layers += [nn.Conv2d(channels, width, 3, 2 if side >= 64 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     before = width
     for stage in range(4):
         for block in range(2):
             after, stride, change = width * 2**stage, 2 if stage and not block else 1, None
             if stride > 1:
-                change = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+                # every second place, then 1x1: as a 1x1 with stride 2, but PyTorch 2.15's of few channels, channels
+                # last, writes outside of its memory on CPUs
+                change = nn.Sequential(Every(2), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
             layers.append(BasicBlock(before, after, stride, change))
             before = after
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
@@ -193,29 +214,33 @@ def scores(asked, found, classes):
     return {"accuracy": (right.sum() / len(asked)).item(), "precision": precision, "recall": recall}
 
 
-def train_classifier(images, labels, test, args, augment, seed, device, bar=None):
-    """Train a classifier on uint8 images (N, C, H, W) and labels, and measure it on `test`: scores.
+def train_classifier(real, generated, test, args, augment, seed, device, bar=None):
+    """Train a classifier on the Images `real`, with `generated` as half of every batch if that is not None, and measure
+    it on the Images `test`: scores. augment: with `classical`.
 
-    --steps batches drawn with replacement; AdamW, its rate 0.002 warmed up and brought to 0 (one cycle).
+    --steps batches drawn with replacement; AdamW, its rate warmed up to 0.002 and brought to 0 (one cycle).
     """
     precision = datasets.pick_device(args.device)[1]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network = resnet18(images.shape[1], len(test.classes), images.shape[-1], args.width)
+        network = resnet18(real.images.shape[1], len(test.classes), real.images.shape[-1], args.width)
         network.to(device, memory_format=layout(device)).train()
         optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, args.steps)
-        images, labels = images.to(device), labels.to(device)
-        flip = images.shape[1] == 3 and not args.no_flip
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, args.steps, cycle_momentum=False)
+        parts = [(data.images.to(device), data.labels.to(device)) for data in (real, generated) if data is not None]
+        flip = may_flip(test, args)
         for _ in range(args.steps):
-            rows = torch.randint(len(images), (args.batch,), device=device)
-            x = datasets.from_uint8(images[rows])
+            count = args.batch // len(parts)  # of each part; --batch is even
+            drawn = [torch.randint(len(images), (count,), device=device) for images, _ in parts]
+            x = torch.cat([images[rows] for (images, _), rows in zip(parts, drawn, strict=True)])
+            labels = torch.cat([classes[rows] for (_, classes), rows in zip(parts, drawn, strict=True)])
+            x = datasets.from_uint8(x)
             if augment:
                 x = classical(x, flip)
             x = x.contiguous(memory_format=layout(device))
             with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
                 logits = network(x)
-            loss = F.cross_entropy(logits.float(), labels[rows])
+            loss = F.cross_entropy(logits.float(), labels)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -232,8 +257,8 @@ def train_classifier(images, labels, test, args, augment, seed, device, bar=None
 
 TRAINED_WITH = {  # flags for a few hundred images; --generator-flags come after them and win
     "ddpm": "--preset small",
-    "cgan": "--class-scale 0.0078125 --augment --ema 0.995 --steps 4000 --batch 32",
-    "cvae": "--likelihood sigma --lr 1e-3 --ema 0.99 --steps 2000 --batch 32",
+    "cgan": "--class-scale 0.0078125 --augment --ema 0.995 --steps 4000",
+    "cvae": "--likelihood sigma --lr 1e-3 --ema 0.99 --steps 2000",
 }
 
 
@@ -250,13 +275,23 @@ def check_no_leak(checkpoint, source, path, data):
         )
 
 
-def trained_generator(args, path, folder, device):
-    """Train a generator on the subset at `path`, or go on with it; returns its checkpoint."""
+def generator_arguments(args, data, path, folder, device):
+    """What a generator is trained with, as its script's parsed arguments. data: the subset, which lies at `path`."""
+    flags = [*shlex.split(TRAINED_WITH[args.generator]), "--batch", str(min(32, len(data.images)))]
+    flags += ["--flip"] if args.generator == "ddpm" and may_flip(data, args) else []
+    flags += ["--data", str(path), "--size", str(args.size), "--device", str(device), "--eval-images", "0"]
+    try:
+        flags += shlex.split(args.generator_flags)
+    except ValueError as problem:
+        raise InputError(f"--generator-flags {args.generator_flags}: {problem}") from None
+    return importlib.import_module(args.generator).parse_args([*flags, "--out", str(folder)])
+
+
+def trained_generator(args, data, path, folder, device):
+    """Train a generator on the subset `data`, which lies at `path`, or go on with it: its checkpoint."""
     script = importlib.import_module(args.generator)
     if not (folder / "last.pt").exists():
-        given = ["--data", str(path), "--size", str(args.size), "--device", str(device), "--eval-images", "0"]
-        flags = [*shlex.split(TRAINED_WITH[args.generator]), *given, *shlex.split(args.generator_flags)]
-        script.main(script.parse_args([*flags, "--out", str(folder)]))
+        script.main(generator_arguments(args, data, path, folder, device))
     else:
         steps = json.loads((folder / "args.json").read_text(encoding="utf-8"))["steps"]
         if datasets.read_checkpoint(folder)["step"] < steps:
@@ -272,7 +307,8 @@ def generated_images(args, count, data, folder, device):
     kept, path = folder / f"generated-{count}.npz", folder / f"subset-{count}.npz"
     if not kept.exists():
         if args.generator in GENERATORS:
-            checkpoint, source = trained_generator(args, path, folder / f"{args.generator}-{count}", device), folder
+            source = folder / f"{args.generator}-{count}"
+            checkpoint = trained_generator(args, data, path, source, device)
         else:
             checkpoint, source = datasets.read_checkpoint(args.generator), args.generator
         check_no_leak(checkpoint, source, path, data)
@@ -300,42 +336,54 @@ def mean_and_error(values):
 
 
 def compared(values, others):
-    """Pairs of scores in [0, 1] -> mean difference and its standard error, times 100, and p of the paired t-test."""
+    """Pairs of scores in [0, 1] -> mean difference and its standard error, times 100, and p of the paired t-test.
+
+    Where all pairs differ alike the t-test has nothing to divide by, and p is that of the sign test.
+    """
     differences = [100 * (a - b) for a, b in zip(values, others, strict=True)]
     mean, error = mean_and_error(differences)
-    if error == 0:  # all pairs differ alike
-        return mean, error, 1.0 if mean == 0 else 0.0
+    if error < 1e-9:
+        return mean, error, 1.0 if abs(mean) < 1e-9 else 2 * 0.5 ** len(differences)
     return mean, error, float(stats.ttest_rel(values, others).pvalue)
+
+
+def holm(found):
+    """Many comparisons at once: their p made larger, so that with 5 % one or more of them is wrong by chance alone.
+
+    Holm 1979: the smallest p times their number, the next times one less, and so on, and none below an earlier one.
+    """
+    order, adjusted, least = sorted(range(len(found)), key=found.__getitem__), [0.0] * len(found), 0.0
+    for rank, k in enumerate(order):
+        adjusted[k] = least = max(least, min(1.0, (len(found) - rank) * found[k]))
+    return adjusted
 
 
 def in_words(mean, error, p):
     """What a comparison means, at the 5 % level."""
-    figures = f"{abs(mean):.1f} ± {error:.1f} points of accuracy, p = {p:.2g}"
     if p >= 0.05:
         return f"makes no difference beyond noise ({mean:+.1f} ± {error:.1f} points of accuracy, p = {p:.2g})"
-    return f"{'helps' if mean > 0 else 'hurts'} by {figures}"
+    return f"{'helps' if mean > 0 else 'hurts'} by {abs(mean):.1f} ± {error:.1f} points of accuracy (p = {p:.2g})"
 
 
 def verdict(results, args, name, tested):
     """One paragraph. results: {(images a class, arm): [scores of each seed]}."""
     counts = sorted({count for count, _ in results})
     source = f"{args.generator}.py" if args.generator in GENERATORS else args.generator
-    text = [f"{name}, {args.add} images of each class generated by {source}, tested on {tested} real images:"]
-    for count in counts:
-        found = []
-        for with_them, without in PAIRS:
-            a, b = ([s["accuracy"] for s in results[count, arm]] for arm in (with_them, without))
-            found.append(in_words(*compared(a, b)))
-        text.append(f"with {count} real images of each class, adding them {found[0]}; where classical augmentation is "
-                    f"used anyway, it {found[1]}.")  # fmt: skip
-    both = [
-        compared(*([s["accuracy"] for s in results[count, arm]] for arm in pair)) for count in counts for pair in PAIRS
-    ]
-    helps, hurts = (sum(p < 0.05 and mean * sign > 0 for mean, _, p in both) for sign in (1, -1))
+    text = [f"{name}, {args.add} images of each class generated by {source}, tested on {tested:,} real images:"]
+    pairs = [[[s["accuracy"] for s in results[count, arm]] for arm in pair] for count in counts for pair in PAIRS]
+    found = [compared(*pair) for pair in pairs]
+    found = [(mean, error, p) for (mean, error, _), p in zip(found, holm([p for *_, p in found]), strict=True)]
+    for count, alone, augmented in zip(counts, found[::2], found[1::2], strict=True):
+        text.append(f"with {count} real images of each class, adding them {in_words(*alone)}; where classical "
+                    f"augmentation is used anyway, it {in_words(*augmented)}.")  # fmt: skip
+    helps, hurts = (sum(p < 0.05 and mean * sign > 0 for mean, _, p in found) for sign in (1, -1))
+    share = statistics.mean(value for pair in pairs for values in pair for value in values)
     text.append(
-        f"Of {len(both)} comparisons {helps} show{'s' * (helps == 1)} that it helps, {hurts} that it hurts, "
-        f"{len(both) - helps - hurts} neither. ± is the standard error over {args.seeds} trainings of the classifier; "
-        "the subset and the generator are the same in all of them, so another subset may differ by more."
+        f"Of {len(found)} comparisons {helps} show{'s' * (helps == 1)} that it helps, {hurts} that it hurts, "
+        f"{len(found) - helps - hurts} neither (p after Holm). ± is the standard error over {args.seeds} trainings of "
+        "the classifier. The subset, the generator and the test images are the same in all of them: other ones may "
+        f"differ by more, and {tested:,} test images alone leave any accuracy uncertain by "
+        f"{100 * math.sqrt(share * (1 - share) / tested):.1f} points."
     )
     return " ".join(text)
 
@@ -400,28 +448,37 @@ def resumed(args):
     """--resume: the settings that the run began with."""
     try:
         kept = json.loads((Path(args.resume) / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if missing := {*vars(args), "fingerprint"} - kept.keys():
+            raise ValueError(missing)
+    except (OSError, ValueError, AttributeError):
         raise InputError(f"'{args.resume}' is no run of augment.py (settings.json is missing or damaged)") from None
     device = {"device": args.device} if args.device != "auto" else {}
     return argparse.Namespace(**kept | device | {"resume": args.resume})
 
 
 def main(args):
-    device, _ = datasets.pick_device(args.device)
     args = resumed(args) if args.resume else args
+    device, _ = datasets.pick_device(args.device)
     args.size = args.size or datasets.default_size(args.data)
     data, test = datasets.load_parts(args.data, args.size)
     if data.labels is None:
         raise InputError(f"'{args.data}' has no labels, which a classifier needs: one sub-folder for each class")
     if test is None:  # no split of its own: a fifth is held out, and no subset is drawn from it
+        if len(data.images) < 10:
+            raise InputError(f"'{args.data}' has {len(data.images)} images: too few to hold some out")
         data, test = datasets.load_parts(args.data, args.size, len(data.images) // 5)
     for count in args.per_class:  # what is wrong with the input is told before anything is written
-        subset(data, count)
+        few = subset(data, count)
+        if args.generator in GENERATORS:
+            generator_arguments(args, few, "subset", "generator", device)
     if args.generator not in GENERATORS:
         check_knows_classes(datasets.read_checkpoint(args.generator), args.generator)
     if args.resume:
         folder = Path(args.resume)
+        if args.fingerprint != data.fingerprint:  # other images might be held out now, and some of these in the subset
+            raise InputError(f"'{args.data}' has changed since this run began (its fingerprint differs)")
     else:
+        args.fingerprint = data.fingerprint
         folder = datasets.new_run("augment", argparse.Namespace(out=args.out, preset=None), data.name)
         datasets.write_text(folder / "settings.json", json.dumps(vars(args), indent=1))
     with datasets.locked(folder / ".lock", busy=f"another process is working in '{folder}'"):
@@ -443,15 +500,14 @@ def work(args, data, test, folder, device):
             save_arrays(path, part.images, part.labels, part.classes)
         few = datasets.load(path, args.size)
         made = generated_images(args, count, few, folder, device)
-        more = torch.cat([few.images, made.images]), torch.cat([few.labels, made.labels])
         missing = [(seed, arm) for seed in range(args.seeds) for arm in ARMS if (count, arm, seed) not in done]
         with tqdm(
             total=len(missing) * args.steps, desc=f"classifiers, {count} a class", unit="step", disable=None
         ) as bar:
             for seed, arm in missing:
-                images, labels = more if arm in ("real+generated", "real+both") else (few.images, few.labels)
+                generated = made if arm in ("real+generated", "real+both") else None
                 augment = arm in ("real+classical", "real+both")
-                found = train_classifier(images, labels, test, args, augment, seed, device, bar)
+                found = train_classifier(few, generated, test, args, augment, seed, device, bar)
                 done[count, arm, seed] = found
                 write_results(folder / "results.csv", done)
                 if bar.disable:
@@ -459,7 +515,7 @@ def work(args, data, test, folder, device):
     results = {
         (count, arm): [done[count, arm, seed] for seed in range(args.seeds)] for count in args.per_class for arm in ARMS
     }
-    text = f"{table(results)}\n\n{verdict(results, args, data.name, f'{len(test.images):,}')}\n"
+    text = f"{table(results)}\n\n{verdict(results, args, data.name, len(test.images))}\n"
     datasets.write_text(folder / "table.md", text)
     draw_curve(results, folder / "curve.png", f"{data.name}, {args.add} generated images of each class")
     print(f"\n{text}\neverything is in {folder}")

@@ -426,11 +426,16 @@ class Captured:
                 return losses
         self.batches.hold(self.seen[kind][1])
         if kind not in self.graphs:
-            self.batches.held, graph = list(self.batches.slots), torch.cuda.CUDAGraph()
+            self.batches.held, graph = self.batches.slots[: self.seen[kind][1]], torch.cuda.CUDAGraph()
             # All graphs share their memory: they run one after the other. thread_local: other threads, as the one that
             # gathers batches, may go on meanwhile
-            with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), "thread_local"):
-                losses = self.train_step(now, *self.rest)
+            try:
+                with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), "thread_local"):
+                    losses = self.train_step(now, *self.rest)
+            except RuntimeError as problem:
+                if "out of memory" in str(problem):
+                    raise
+                raise InputError(f"this step cannot be captured here ({short(problem)}): use --no-graph") from problem
             self.graphs[kind], self.pool = (graph, losses), graph.pool()
         graph, losses = self.graphs[kind]
         graph.replay()
@@ -1237,6 +1242,7 @@ def resumed(script, flags, args):
         merged[name] = new
     if "epochs" in args.explicit and "steps" not in args.explicit:
         merged["steps"] = None
+    merged["no_graph"] = "no_graph" in args.explicit  # it has no opposite, so it holds for one session only
     return Path(args.resume), checkpoint, argparse.Namespace(**merged, explicit=args.explicit)
 
 
@@ -1605,7 +1611,7 @@ class Run:
         if RANK > 0:
             return
         if (pictures := beside("report")) is not None:
-            for path in pictures.report(self.path):
+            for path in pictures.report(self.path, device=self.device):
                 print(f"wrote {path}")
         if report and args.eval_images and (metrics := beside("metrics")) is not None:
             other, real = self.halves

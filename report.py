@@ -386,7 +386,7 @@ def open_model(folder):
     return checkpoint, model, f"{checkpoint['script']}, {name}: {datasets.weights_used(checkpoint)}"
 
 
-def draw_interpolation(folder, args):
+def draw_interpolation(folder, device):
     """Three pairs of latents; between each, ten frames along the sphere and ten along the straight line. Of a
     conditional model a pair has one class, and a third row goes from it to the next class with one latent.
 
@@ -396,7 +396,7 @@ def draw_interpolation(folder, args):
     checkpoint, model, words = open_model(folder)
     pairs, frames = 3, 10
     kinds = model.FLAGS["interpolation"][1] if "interpolation" in model.FLAGS else ("linear",)
-    walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind) for kind in kinds}
+    walks = {kind: model.interpolate(checkpoint, pairs, frames, kind=kind, device=device) for kind in kinds}
     rows = []
     for pair in range(pairs):
         rows += [(None, None)] if pair else []
@@ -406,10 +406,10 @@ def draw_interpolation(folder, args):
     return png(labelled_rows(rows, words))
 
 
-def draw_classes(folder, args):
+def draw_classes(folder, device):
     """Real images, what comes back from their latents, and the same latents decoded as every class."""
     checkpoint, model, words = open_model(folder)
-    images, columns = model.as_every_class(checkpoint)
+    images, columns = model.as_every_class(checkpoint, device)
     picture = datasets.grid(images, columns)
     picture = rescale(picture, row_scale(images.shape[-1]))
     step, page = picture.width / columns, Image.new("RGB", (picture.width, picture.height + 54), PAPER)
@@ -476,11 +476,11 @@ def draw_extremes(folder, args):
 # ------------------------------------------------------------------------------------------ denoising.png, guidance.png
 
 
-def draw_denoising(folder, args):
+def draw_denoising(folder, device):
     """From noise to picture, a row for each of the first classes; the times above the frames."""
     checkpoint, model, words = open_model(folder)
     classes, frames = checkpoint["data"]["classes"], 10
-    images, times = model.denoising(checkpoint, min(len(classes), 8), frames)
+    images, times = model.denoising(checkpoint, min(len(classes), 8), frames, device=device)
     factor = row_scale(images.shape[-1])
     rows = []
     for name, row in zip(classes, images.split(frames), strict=False):
@@ -490,11 +490,13 @@ def draw_denoising(folder, args):
     )
 
 
-def draw_guidance(folder, args):
+def draw_guidance(folder, device):
     """The same noises and classes with the class weighed more and more, one row for each strength."""
     checkpoint, model, words = open_model(folder)
     strengths, columns = (0.0, 1.0, 2.0, 4.0, 8.0), 10
-    images = model.guided(checkpoint, strengths, columns)
+    if len(checkpoint["data"]["classes"]) == 1:
+        raise InputError("the pictures have no classes to follow")
+    images = model.guided(checkpoint, strengths, columns, device=device)
     factor = row_scale(images.shape[-1])
     rows = [
         (f"guidance {strength:g}", rescale(datasets.grid(row, columns).convert("RGB"), factor))
@@ -512,11 +514,11 @@ def png(picture):
     return file.getvalue()
 
 
-def report(run_dir, epochs=None, extremes=False):
+def report(run_dir, epochs=None, extremes=False, device="cpu"):
     """Write every picture that can be made into the run directory; return the list of paths written.
 
-    epochs: rows of strip.png. extremes: also extremes.png, for which the data are needed. A picture that cannot be
-    made costs one line on stderr. InputError if run_dir is no run.
+    epochs: rows of strip.png. extremes: also extremes.png, for which the data are needed. device: where models make
+    pictures. A picture that cannot be made costs one line on stderr. InputError if run_dir is no run.
     """
     folder, written = Path(run_dir), []
     args = read_run(folder)
@@ -526,15 +528,15 @@ def report(run_dir, epochs=None, extremes=False):
         "progress.gif": lambda: draw_progress(folder, args),
         "reconstructions.gif": lambda: draw_progress(folder, args, "reconstructions"),
         "strip.png": lambda: draw_strip(folder, args, epochs),
-        "interpolation.png": lambda: draw_interpolation(folder, args),
+        "interpolation.png": lambda: draw_interpolation(folder, device),
     }
     if not (folder / "reconstructions").exists():  # a run of a GAN
         del pictures["reconstructions.gif"]
     if args.get("script") == "cvae":
-        pictures["classes.png"] = lambda: draw_classes(folder, args)
+        pictures["classes.png"] = lambda: draw_classes(folder, device)
     if args.get("script") == "ddpm":
-        pictures["denoising.png"] = lambda: draw_denoising(folder, args)
-        pictures["guidance.png"] = lambda: draw_guidance(folder, args)
+        pictures["denoising.png"] = lambda: draw_denoising(folder, device)
+        pictures["guidance.png"] = lambda: draw_guidance(folder, device)
     if extremes:
         pictures["extremes.png"] = lambda: draw_extremes(folder, args)
     for name, draw in pictures.items():

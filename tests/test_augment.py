@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -16,18 +17,24 @@ import datasets
 import report
 from datasets import InputError, load
 
-TINY = "--size 16 --add 5 --steps 2 --batch 4 --width 4 --seeds 2 --device cpu"
+TINY = "--size 16 --add 5 --steps 2 --batch 4 --width 8 --seeds 3 --device cpu"
 QUICK = "--steps 2 --width 4 --batch 4 --timesteps 10 --sample-steps 2 --save-every 1 --device cpu --precision fp32"
 
 
 @pytest.fixture
 def data(here, monkeypatch):
     """120 labelled images of 16x16 in three colours, of which 30 are held out."""
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     rng = np.random.default_rng(0)
     labels, images = np.arange(120) % 3, rng.integers(0, 80, (120, 16, 16, 3), np.uint8)
     images[np.arange(120), :, :, labels] += 120
-    np.savez("x.npz", images=images, labels=labels, classes=["red", "green", "blue"], split=np.arange(120) >= 90)
+    np.savez(
+        "x.npz",
+        images=images,
+        labels=labels,
+        classes=["red", "green", "blue"],
+        split=(np.arange(120) >= 90).astype(int),
+    )
     return here
 
 
@@ -83,7 +90,7 @@ def test_the_classifier_is_resnet18():
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-4, atol=1e-4)
-    assert augment.resnet18(1, 3, 64, width=4)[0](torch.zeros(1, 1, 64, 64)).shape[-1] == 32
+    assert augment.resnet18(1, 3, 64, width=8)[0](torch.zeros(1, 1, 64, 64)).shape[-1] == 32
 
 
 def test_classical_augmentation():
@@ -126,10 +133,12 @@ def outcomes(base, gain, noise=0.01):
 )
 def test_the_verdict(gain, words):
     args = augment.parse_args(["--data", "x"])
-    text = augment.verdict(outcomes(0.7, gain), args, "x", "1,000")
+    text = augment.verdict(outcomes(0.7, gain), args, "x", 2100)
     assert text.count(words) == 2
-    counts = {0.05: "2 show", -0.05: "0 show"}.get(gain, "0 show")
-    assert f"Of 2 comparisons {counts} that it helps" in text and "5 trainings" in text
+    helps, hurts = {0.05: (2, 0), -0.05: (0, 2)}.get(gain, (0, 0))
+    assert f"Of 2 comparisons {helps} show that it helps, {hurts} that it hurts" in text and "5 trainings" in text
+    share = np.mean([s["accuracy"] for found in outcomes(0.7, gain).values() for s in found])
+    assert f"uncertain by {100 * math.sqrt(share * (1 - share) / 2100):.1f} points" in text and "2,100 real" in text
 
 
 def test_the_comparison_is_the_paired_t_test():
@@ -143,22 +152,56 @@ def test_the_comparison_is_the_paired_t_test():
     u = (mean / error) ** 2 / ((mean / error) ** 2 + 4)
     assert found[2] == pytest.approx(1 - math.sqrt(u) * (3 - u) / 2, rel=1e-6)
     assert augment.compared(a, a) == (0.0, 0.0, 1.0)
-    assert augment.compared([0.5, 0.75], [0.25, 0.5]) == (25.0, 0.0, 0.0)
+    mean, error, p = augment.compared([0.4, 0.7, 0.9], [0.3, 0.6, 0.8])  # alike, up to rounding
+    assert mean == pytest.approx(10) and error < 1e-9 and p == 0.25  # heads three times, or tails
+
+
+def test_many_comparisons():
+    """Holm's example of four: multiplied by 4, 3, 2, 1 in order of size, and never less than one before."""
+    assert augment.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert augment.holm([0.6, 0.7]) == [1.0, 1.0] and augment.holm([0.2]) == [0.2]
 
 
 # ------------------------------------------------------------------------------------------------------ whole runs
+
+
+def test_what_each_arm_is_trained_on(data, monkeypatch):
+    seen = []
+
+    def record(real, generated, test, args, augment, seed, *rest):
+        assert len(real.images) == 12 and len(test.images) == 30 and torch.equal(test.images, held_out)
+        seen.append((seed, generated is not None and len(generated.images), augment))
+        return dict.fromkeys(("accuracy", "precision", "recall"), 0.5 + seed / 100)
+
+    held_out = datasets.load_parts("x.npz", 16)[1].images
+    monkeypatch.setattr(augment, "train_classifier", record)
+    run("--data", "x.npz", "--per-class", "4", *TINY.split(), "--generator-flags", QUICK, "--out", "r")
+    arms = [(False, False), (False, True), (15, False), (15, True)]
+    assert seen == [(seed, *arm) for seed in (0, 1, 2) for arm in arms]
+
+
+def test_half_of_a_batch_is_generated(data, monkeypatch):
+    train = load("x.npz", 16)
+    real, made = (train._replace(images=torch.full((n, 3, 16, 16), v), labels=torch.arange(n) % 3)
+                  for n, v in ((6, 10), (90, 200)))  # fmt: skip
+    real, made = (part._replace(images=part.images.to(torch.uint8)) for part in (real, made))
+    seen, original = [], datasets.from_uint8
+    monkeypatch.setattr(datasets, "from_uint8", lambda images: (seen.append(images), original(images))[1])
+    args = augment.parse_args(["--data", "x.npz", *TINY.split()])
+    augment.train_classifier(real, made, train, args, False, 0, torch.device("cpu"))
+    assert [(batch[:, 0, 0, 0] == 200).sum().item() for batch in seen[:2]] == [2, 2] and len(seen[0]) == 4
 
 
 def test_a_whole_run(data, capsys, monkeypatch):
     steps, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (steps.append(1), step(self, *a, **k))[1])
     run("--data", "x.npz", "--per-class", "6", "4", *TINY.split(), "--generator-flags", QUICK)
-    assert len(steps) == 2 * 4 * 2 * 2  # as many in each arm (the generator is trained by Adam)
+    assert len(steps) == 2 * 4 * 3 * 2  # as many in each arm (the generator is trained by Adam)
     folder = data / "runs/augment-x-1"
     out = capsys.readouterr().out
     rows = results(folder)
     assert [(r["per_class"], r["arm"], r["seed"]) for r in rows] == [
-        (n, arm, seed) for n in "46" for seed in "01" for arm in augment.ARMS
+        (n, arm, seed) for n in "46" for seed in "012" for arm in augment.ARMS
     ]
     assert all(0 <= float(r[score]) <= 1 for r in rows for score in augment.SCORES)
     text = (folder / "table.md").read_text(encoding="utf-8")
@@ -193,7 +236,45 @@ def test_an_interrupted_run_goes_on(data, capsys, monkeypatch):
     left[0] = 99
     run("--resume", "broken")
     assert results(data / "whole") == results(data / "broken")
-    assert left[0] == 99 - 5
+    assert left[0] == 99 - 9
+
+
+def test_an_interrupted_generator_goes_on(data, monkeypatch):
+    given = ["--data", "x.npz", "--per-class", "4", *TINY.split(), "--generator-flags", QUICK.replace("2", "4", 1)]
+    run(*given, "--out", "whole")
+    ddpm, steps = importlib.import_module("ddpm"), []
+    original = ddpm.train_step
+
+    def interrupted(*arguments):
+        steps.append(1)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(ddpm, "train_step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run(*given, "--out", "broken")
+    assert stop.value.code == 130 and datasets.read_checkpoint("broken/ddpm-4")["step"] == 2
+    run("--resume", "broken")
+    assert len(steps) == 4 and results(data / "whole") == results(data / "broken")
+
+
+def test_data_that_changed_are_refused(data, capsys):
+    """Without a split of its own another fifth would be held out, part of which may be in the subset."""
+    arrays = dict(np.load("x.npz"))
+    del arrays["split"]
+    np.savez("x.npz", **arrays)
+    run("--data", "x.npz", "--per-class", "4", *TINY.split(), "--generator-flags", QUICK, "--out", "r")
+    np.savez("x.npz", **{name: values[:-6] if len(values) == 120 else values for name, values in arrays.items()})
+    with pytest.raises(SystemExit) as stop:
+        run("--resume", "r")
+    assert stop.value.code == 2 and "has changed since" in capsys.readouterr().err
+
+
+def test_a_subset_smaller_than_the_generators_batch(data):
+    quick = QUICK.replace("--batch 4 ", "")
+    run("--data", "x.npz", "--per-class", "4", *TINY.split(), "--generator-flags", quick, "--out", "r")
+    assert datasets.read_checkpoint("r/ddpm-4")["flags"]["batch"] == 12
 
 
 def test_the_generator_may_be_given_but_must_not_know_more(data, capsys):
@@ -220,7 +301,7 @@ def test_other_generators(data, name):
     quick = "--steps 2 --width 4 --batch 4 --device cpu --precision fp32"
     run("--data", "x.npz", "--per-class", "4", *TINY.split(), "--generator", name, "--generator-flags", quick)
     assert datasets.read_checkpoint(data / f"runs/augment-x-1/{name}-4")["script"] == name
-    assert len(results(data / "runs/augment-x-1")) == 8
+    assert len(results(data / "runs/augment-x-1")) == 12
 
 
 def test_data_without_a_split(data):
@@ -241,17 +322,24 @@ def test_data_without_a_split(data):
         ("--data absent.zip", "no data set or path"),
         ("--data x.npz --per-class 31", "has 30 training images"),
         ("--data x.npz --per-class 1", "at least 2"),
-        ("--data x.npz --seeds one", "at least 2"),
+        ("--data x.npz --seeds one", "at least 3"),
+        ("--data x.npz --width 4", "at least 8"),
+        ("--data x.npz --batch 5", "is odd"),
+        ("--data x.npz --per-class 4 --generator-flags=--stpes", "--stpes"),
+        ("--data x.npz --per-class 4 --generator-flags='", "No closing quotation"),
+        ("--data few.npz --per-class 2", "too few"),
+        ("--data x.npz --per-class 4 --generator absent", "no checkpoint"),
         ("--data x.npz --per-class 4 5 --generator runs/a", "one number"),
         ("--data plain.npz", "no labels"),
         ("--resume absent", "no run of augment.py"),
         ("--resume a --add 3", "leave out --add"),
-        ("--data x.npz --out x.npz", "not empty"),
+        ("--data x.npz --per-class 4 --out x.npz", "not empty"),
         ("--data x.npz --device cuda:7", "no device"),
     ],
 )
 def test_bad_input(data, given, words, capsys):
     np.savez("plain.npz", images=np.zeros((40, 16, 16, 3), np.uint8))
+    np.savez("few.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=np.arange(4) % 2)
     with pytest.raises(SystemExit) as stop:
         run(*given.split())
     error = capsys.readouterr().err

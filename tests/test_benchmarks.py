@@ -78,7 +78,7 @@ def test_prepare(here, capsys):
 
 
 def test_which_fid(here, small_weights, capsys, monkeypatch):
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     np.savez("x.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8))
     dcgan.main(dcgan.parse_args("--data x.npz --size 16 --width 4 --batch 8 --steps 2 --out r --device cpu".split()))
     which = load("which_fid")

@@ -26,7 +26,7 @@ REPORT = report.report
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
 
 
 def flags(*given):
@@ -386,7 +386,7 @@ def test_presets_are_the_reports_settings():
 
 def test_r4b_gives_the_same_losses_twice(here, monkeypatch):
     """The report could not reproduce itself."""
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     rng = np.random.default_rng(0)
     np.savez("x.npz", images=rng.integers(0, 256, (64, 32, 32, 3), np.uint8), labels=np.arange(64) % 10)
     common = ["--preset=cifar10-resnet", "--data=x.npz", "--width=4", "--batch=8", "--steps=6", "--log-every=1"]
@@ -502,7 +502,7 @@ def test_an_unknown_class_is_one_line(trained, capsys):
 
 @pytest.mark.parametrize("preset, file", [("animals", "animals5.zip"), ("cifar10-resnet", "cifar10-15k.zip")])
 def test_presets_train_on_real_data(real, preset, file, monkeypatch):
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     small = ["--width=8", "--batch=16", "--steps=2", "--eval-images=0"]
     cgan.main(cgan.parse_args([f"--preset={preset}", f"--data={real(file)}", *small, "--out=r"]))
     assert datasets.read_checkpoint("r")["step"] == 2

@@ -56,7 +56,7 @@ def test_the_networks_of_r4():
 
 
 def test_r4a_trains_stops_and_goes_on(here, monkeypatch):
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     flags = "--preset=cifar10-resnet --data=shapes --width=4 --batch=8 --eval-images=0 --device=cpu".split()
     dcgan.main(dcgan.parse_args([*flags, "--steps=4", "--out=a"]))
     dcgan.main(dcgan.parse_args([*flags, "--steps=2", "--out=b"]))
@@ -250,7 +250,7 @@ def test_presets_are_the_reports():
 
 
 def test_real_cats_train(real, monkeypatch):
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     data = datasets.load(real("cats64.zip"), 64)
     flags = f"--preset cats --data {real('cats64.zip')} --width 8 --steps 12 --eval-images 0 --log-every 4 --out r"
     dcgan.main(dcgan.parse_args(flags.split()))

@@ -178,6 +178,8 @@ def test_guidance():
     unet, x, y = network(args), torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
     t, nobody = torch.full((4,), 20), torch.full((4,), 3)
     told, not_told = unet(x, t, y), unet(x, t, nobody)
+    one = network(args, classes=1)
+    assert torch.equal(guess_noise(one, x, 20, y * 0, 5.0), one(x, t, y * 0))  # of one class there is nothing to tell
     assert torch.equal(guess_noise(unet, x, 20, y, 1.0), told)  # guidance 1 is the conditional model
     torch.testing.assert_close(guess_noise(unet, x, 20, y, 0.0), not_told, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(guess_noise(unet, x, 20, y, 3.0), 3 * told - 2 * not_told, rtol=1e-4, atol=1e-4)
@@ -231,7 +233,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddpm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(importlib.import_module("report"), "report", lambda run: [])
+        patch.setattr(importlib.import_module("report"), "report", lambda *_, **__: [])
         given = "--data=shapes --size=16 --width=16 --blocks=1 --batch=32 --steps=120 --lr=2e-3 --ema=0.9 --dropout=0"
         how = "--timesteps=200 --noise-schedule=linear --sample-steps=10 --sample-every=1000 --eval-images=0"
         ddpm.main(ddpm.parse_args(f"{given} {how} --device=cpu --precision=fp32 --out=r".split()))
@@ -249,6 +251,8 @@ def test_ddim_without_noise_is_deterministic(trained):
     assert torch.equal(first, again) and not torch.equal(first, other)
     more = ddpm.generate(checkpoint, 9, 4, eta=0.0)[:6]  # the first pictures do not depend on how many there are
     assert (more.int() - first.int()).abs().max() <= 2
+    few, more = ddpm.generate(checkpoint, 3, 4, eta=1.0), ddpm.generate(checkpoint, 5, 4, eta=1.0)
+    assert (more[:3].int() - few.int()).abs().max() <= 2
     for settings in (dict(eta=1.0), dict(sampler="ancestral")):
         noisy, again = (ddpm.generate(checkpoint, 6, 4, **settings) for _ in "ab")
         assert torch.equal(noisy, again) and not torch.equal(noisy, first)
@@ -280,12 +284,23 @@ def test_pictures_of_the_way(trained):
     assert walk.shape == (6, 3, 16, 16)
 
 
-def test_more_steps_than_there_are(trained, capsys):
-    for given in (["--load", str(trained), "--generate", "2", "--sample-steps", "201"], ["--sample-steps", "2000"]):
-        with pytest.raises(SystemExit) as stop:
-            datasets.run_program("ddpm.py", ddpm.main, ddpm.parse_args(given))
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.count("\n") == 1 and "--sample-steps" in error
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ("--load RUN --generate 2 --sample-steps 201", "more than the 200 steps"),
+        ("--sample-steps 2000", "more than the 1000 steps"),
+        ("--sampler ancestral --eta 1", "--eta does nothing"),
+        ("--load RUN --generate 2 --sampler ancestral --sample-steps 5", "--sample-steps does nothing"),
+        ("--drop-label 0 --guidance 2", "--drop-label"),
+        ("--load RUN --generate 2 --class star --guidance -1", "at least 0"),
+    ],
+)
+def test_sampling_flags_that_do_not_go_together(trained, given, words, capsys, here):
+    with pytest.raises(SystemExit) as stop:
+        given = given.replace("RUN", str(trained)).split()
+        datasets.run_program("ddpm.py", ddpm.main, ddpm.parse_args(given))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and words in error, error
 
 
 def test_data_without_labels(here, capsys):

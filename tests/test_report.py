@@ -162,7 +162,7 @@ def test_losses_of_other_scripts(tmp_path):
 @pytest.fixture
 def program(here, monkeypatch):
     """Runs dcgan.py in an empty current folder, on 40 images and without a report at the end."""
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     np.savez("tiny.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8))
     tiny = "--data tiny.npz --size 16 --width 4 --batch 8 --device cpu --precision fp32 --ema 0.9".split()
 

@@ -48,7 +48,7 @@ every_script = pytest.mark.parametrize("name", SCRIPTS)
 def tiny(here, monkeypatch):
     """A current folder with 100 labelled colour images of 16x16 in tiny.npz. Runs end without plots, which take longer
     than all their steps; test_a_run_directory has them."""
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     np.savez(here / "tiny.npz", images=images, labels=np.arange(100) % 3, classes=["a", "b", "c"])

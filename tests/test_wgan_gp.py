@@ -404,7 +404,7 @@ def growing(here, monkeypatch):
     """A function that trains for so many steps on 60 images of 32x32, in stages of 8, 16 and 32 pixels of 4 steps."""
     images = np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     np.savez(here / "tiny.npz", images=images)
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     words = "--data tiny.npz --size 32 --width 2 --batch 8 --device cpu --stages 3 --stage-steps 4 --fade-steps 2 "
     words += "--ema 0.9 --noise 0.1 --noise-steps 9"
 
@@ -492,7 +492,7 @@ def test_presets_train_on_a_folder_zip_or_npz_in_place_of_the_name(here, monkeyp
     """Two steps at a tenth of the width, at 64 pixels."""
     images = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
     np.savez("food.npz", images=images)
-    monkeypatch.setattr(report, "report", lambda run_directory: [])
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
     words = f"--preset {preset} --data food.npz --steps 2 --batch 4 --width 4 --eval-images 0 --stage-steps 1 --out r"
     datasets.run_program("wgan_gp.py", wgan_gp.main, wgan_gp.parse_args(words.split()))
     assert datasets.read_checkpoint("r")["step"] == 2
