@@ -42,8 +42,8 @@ import sys
 R4C = {"protocol": "R4: proposed there, not carried out; no number"}
 PRESETS = {
     "shapes": dict(  # what `python ddpm.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=16, blocks=1, batch=32, steps=1000, lr=2e-3, lr_decay=0.9977, ema=0.99,
-        dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=200, save_every=500,
+        data="shapes", size=16, width=24, blocks=1, batch=32, steps=1800, lr=2e-3, lr_decay=0.9985, ema=0.99,
+        dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=200, save_every=600,
     ),
     "cifar10": dict(  # Ho et al.'s training and nearly their network; the class and its guidance are ours
         data="cifar10", size=32, width=128, batch=128, steps=200_000, lr=2e-4, ema=0.999, flip=True,
@@ -401,9 +401,8 @@ def guess_noise(unet, x, t, y, guidance):
     t = torch.full((len(x),), t, device=x.device)
     if guidance == 1 or unet.classes == 1:  # there is nothing to be told where all are of one class
         return unet(x, t, y)
-    told, not_told = unet(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, unet.classes)])).chunk(
-        2
-    )
+    nothing = torch.full_like(y, unet.classes)
+    told, not_told = unet(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, nothing])).chunk(2)
     return torch.lerp(not_told, told, guidance)
 
 

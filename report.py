@@ -494,8 +494,8 @@ def draw_guidance(folder, device):
     """The same noises and classes with the class weighed more and more, one row for each strength."""
     checkpoint, model, words = open_model(folder)
     strengths, columns = (0.0, 1.0, 2.0, 4.0, 8.0), 10
-    if len(checkpoint["data"]["classes"]) == 1:
-        raise InputError("the pictures have no classes to follow")
+    if len(checkpoint["data"]["classes"]) == 1 or checkpoint["flags"]["drop_label"] == 0:
+        raise InputError("the network was not trained both with and without the class")
     images = model.guided(checkpoint, strengths, columns, device=device)
     factor = row_scale(images.shape[-1])
     rows = [

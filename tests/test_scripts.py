@@ -529,7 +529,7 @@ def test_pictures_leave_batchnorm_in_training_mode(tiny):
 def test_default_run_is_a_preset_and_flags_win(name):
     script = importlib.import_module(name)
     args = script.parse_args([])
-    assert args.preset == "shapes" and args.data == "shapes" and args.size == 32
+    assert args.preset == "shapes" and args.data == "shapes" and args.size == (16 if name == "ddpm" else 32)
     assert script.parse_args(["--width", "8"]).width == 8
     assert script.parse_args(["--epochs", "3"]).steps is None  # a length on the command line beats the preset's
     assert script.parse_args(["--data", "x.zip"]).preset is None
