@@ -1,6 +1,7 @@
 """How far does FID move when the protocol changes, and the images do not? Prints a Markdown table.
 
     python benchmarks/which_fid.py cats64.zip runs/dcgan-cats64-cats-1 [--dims 2048] [--weights FILE] [--images 1000]
+    python benchmarks/which_fid.py food27.zip runs/wgan_gp-food27-small-gan-1 --quick      # with the rows of the split
 
 REAL is a data set, FAKE a run or a checkpoint. Each row changes one thing in the first row's protocol.
 """
@@ -81,6 +82,13 @@ def main(args):
     row(f"{3 * n} generated against {n} real", metrics.fid(x[:n], y))
     row(f"{n} real against {n} other real ones (the floor)", metrics.fid(x[:n], x[n:]))
     row(f"{n // 4} real against {n // 4} other real ones", metrics.fid(x[: n // 4], x[n : n + n // 4]))
+    if data.held_out:
+        held = datasets.load(args.real, checkpoint["flags"]["size"], "test").images
+        z = of(held[datasets.shuffled(len(held), 0)[:n]].expand(-1, 3, -1, -1))
+        row(f"{len(z)} real images that were held out of training, not {n} of training", metrics.fid(z, y[:n]))
+        row(f"{n} real images of training against {len(z)} held-out ones (the floor)", metrics.fid(x[:n], z))
+    if args.quick:
+        return
     real, fake = pool[:n], fakes[:n]
     for words, options in {
         "resized to 299x299 by an antialiased bicubic filter": dict(mode="bicubic", antialias=True),
@@ -112,6 +120,7 @@ if __name__ == "__main__":
     parser.add_argument("fake", help="a run or a checkpoint")
     parser.add_argument("--dims", type=int, default=2048, choices=metrics.DIMS)
     parser.add_argument("--weights", help="Inception weights")
+    parser.add_argument("--quick", action="store_true", help="only the rows for which the network runs once an image")
     parser.add_argument("--images", type=int, default=1000, help="on each side (default 1000)")
     args = parser.parse_args()
     datasets.run_program("which_fid.py", main, args)

@@ -82,11 +82,16 @@ def test_which_fid(here, small_weights, capsys, monkeypatch):
     np.savez("x.npz", images=np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8))
     dcgan.main(dcgan.parse_args("--data x.npz --size 16 --width 4 --batch 8 --steps 2 --out r --device cpu".split()))
     which = load("which_fid")
-    which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=20))
+    which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=20, quick=False))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) > 15 and sum(bool(re.search(r"\| \d+\.\d{3} \|$", line)) for line in lines) > 12
     with pytest.raises(datasets.InputError, match="at most half"):
-        which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=21))
+        which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=21, quick=False))
+    arrays = {"images": np.random.default_rng(0).integers(0, 256, (60, 16, 16), np.uint8), "split": np.arange(60) // 40}
+    np.savez("y.npz", **arrays)
+    which.main(argparse.Namespace(real="y.npz", fake="r", dims=64, weights=small_weights, images=20, quick=True))
+    out = capsys.readouterr().out
+    assert out.count("held out of training") == 1 and out.count("held-out ones (the floor)") == 1 and "JPEG" not in out
 
 
 def test_like_tensorflow_is_torch_fidelitys():
