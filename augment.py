@@ -374,7 +374,8 @@ def verdict(results, args, name, tested):
     found = [compared(*pair) for pair in pairs]
     found = [(mean, error, p) for (mean, error, _), p in zip(found, holm([p for *_, p in found]), strict=True)]
     for count, alone, augmented in zip(counts, found[::2], found[1::2], strict=True):
-        text.append(f"with {count} real images of each class, adding them {in_words(*alone)}; where classical "
+        words = "with" if count == counts[0] else "With"
+        text.append(f"{words} {count} real images of each class, adding them {in_words(*alone)}; where classical "
                     f"augmentation is used anyway, it {in_words(*augmented)}.")  # fmt: skip
     helps, hurts = (sum(p < 0.05 and mean * sign > 0 for mean, _, p in found) for sign in (1, -1))
     share = statistics.mean(value for pair in pairs for values in pair for value in values)
