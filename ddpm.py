@@ -42,7 +42,7 @@ import sys
 R4C = {"protocol": "R4: proposed there, not carried out; no number"}
 PRESETS = {
     "shapes": dict(  # what `python ddpm.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=16, width=24, blocks=1, batch=32, steps=1800, lr=2e-3, lr_decay=0.9985, ema=0.99,
+        data="shapes", size=16, width=24, blocks=1, batch=32, steps=1400, lr=2e-3, lr_decay=0.998, ema=0.99,
         dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=200, save_every=600,
     ),
     "cifar10": dict(  # Ho et al.'s training and nearly their network; the class and its guidance are ours
