@@ -238,7 +238,7 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
             if augment:
                 x = classical(x, flip)
             x = x.contiguous(memory_format=layout(device))
-            with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext():
+            with datasets.autocast(device, precision):
                 logits = network(x)
             loss = F.cross_entropy(logits.float(), labels)
             optimiser.zero_grad()

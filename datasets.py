@@ -442,6 +442,11 @@ class Captured:
         return losses.clone()  # the next replay writes over them
 
 
+def autocast(device, precision):
+    """The context in which networks compute: bf16 where that is the precision, nothing special where it is fp32."""
+    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, torch.bfloat16)
+
+
 def layout(device):
     """How pictures and weights lie in memory: channels last, with which convolutions are faster. Not on a Mac's GPU,
     where BatchNorm's gradients are wrong then (seen with torch 2.10: github.com/pytorch/pytorch/issues/175189)."""
@@ -1365,9 +1370,7 @@ class Run:
         print(f"on {self.device} in {self.precision}; seed {args.seed}. Nothing was trained.")
 
     def autocast(self):
-        if self.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return autocast(self.device, self.precision)
 
     def snapshot(self, together=True):
         """The checkpoint: one dict of tensors and plain values, all that an exact continuation needs.

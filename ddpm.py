@@ -435,6 +435,11 @@ def fresh_noise(seeds, t, x):
     return torch.stack(made).to(x.device)
 
 
+def without_noise(bars, t, x_t, eps):
+    """The x_0 that x_t was made of if eps is the noise in it: the first equation at the top, solved for it."""
+    return (x_t - math.sqrt(1 - bars[t]) * eps) / math.sqrt(bars[t])
+
+
 @torch.no_grad()
 def denoise(unet, x, y, args, seeds, clip=True):
     """The way from noise x (N, colours, size, size) to pictures of classes y: yields x_T, then x after every step.
@@ -447,7 +452,7 @@ def denoise(unet, x, y, args, seeds, clip=True):
     yield x
     for t, s in zip(times, times[1:], strict=False):
         eps = guess_noise(unet, x, t, y, args.guidance)
-        x_0 = (x - math.sqrt(1 - bars[t]) * eps) / math.sqrt(bars[t])
+        x_0 = without_noise(bars, t, x, eps)
         x_0 = x_0.clamp(-1, 1) if clip else x_0
         noise = fresh_noise(seeds, t, x) if noisy and s > 0 else torch.zeros_like(x)
         if args.sampler == "ancestral":
@@ -468,7 +473,7 @@ def invert(unet, x, y, args):
     bars, times = alpha_bars(args.noise_schedule, args.timesteps), sampling_times(args)[::-1]
     for s, t in zip(times, times[1:], strict=False):
         eps = guess_noise(unet, x, max(s, 1), y, args.guidance)
-        x_0 = (x - math.sqrt(1 - bars[s]) * eps) / math.sqrt(bars[s])
+        x_0 = without_noise(bars, s, x, eps)
         x = math.sqrt(bars[t]) * x_0 + math.sqrt(1 - bars[t]) * eps
     return x
 

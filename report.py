@@ -337,6 +337,11 @@ def row_scale(size, about=64):
     return 128 / size if size > 128 else max(1, about // size)
 
 
+def in_a_row(images, about=64):
+    """uint8 (N, C, H, W) -> one colour picture of them side by side, in the size of row_scale."""
+    return rescale(datasets.grid(images, len(images)).convert("RGB"), row_scale(images.shape[-1], about))
+
+
 def first_images(picture, size, count, down=False):
     """The first `count` images, of `size` pixels, of a sample grid (2-pixel gaps), in one row with the same gaps.
 
@@ -401,8 +406,7 @@ def draw_interpolation(folder, device):
     for pair in range(pairs):
         rows += [(None, None)] if pair else []
         for kind, images in walks.items():
-            row = datasets.grid(images[pair * frames : (pair + 1) * frames], columns=frames).convert("RGB")
-            rows.append((kind, rescale(row, row_scale(images.shape[-1]))))
+            rows.append((kind, in_a_row(images[pair * frames : (pair + 1) * frames])))
     return png(labelled_rows(rows, words))
 
 
@@ -462,7 +466,7 @@ def draw_extremes(folder, args):
     order = scores.argsort(descending=True).tolist()
     rows = []
     for label, chosen in (("best", order[:EXTREMES]), ("worst", order[-EXTREMES:])):
-        row = rescale(datasets.grid(images[chosen], EXTREMES).convert("RGB"), row_scale(size, 128))
+        row = in_a_row(images[chosen], 128)
         page = Image.new("RGB", (row.width, row.height + 24), PAPER)
         page.paste(row, (0, 0))
         for column, index in enumerate(chosen):
@@ -481,13 +485,9 @@ def draw_denoising(folder, device):
     checkpoint, model, words = open_model(folder)
     classes, frames = checkpoint["data"]["classes"], 10
     images, times = model.denoising(checkpoint, min(len(classes), 8), frames, device=device)
-    factor = row_scale(images.shape[-1])
-    rows = []
-    for name, row in zip(classes, images.split(frames), strict=False):
-        rows.append((name, rescale(datasets.grid(row, frames).convert("RGB"), factor)))
-    return png(
-        labelled_rows(rows, f"t = {', '.join(map(str, times))}; sampler {checkpoint['flags']['sampler']}\n{words}")
-    )
+    rows = [(name, in_a_row(row)) for name, row in zip(classes, images.split(frames), strict=False)]
+    caption = f"t = {', '.join(map(str, times))}; sampler {checkpoint['flags']['sampler']}\n{words}"
+    return png(labelled_rows(rows, caption))
 
 
 def draw_guidance(folder, device):
@@ -497,12 +497,8 @@ def draw_guidance(folder, device):
     if len(checkpoint["data"]["classes"]) == 1 or checkpoint["flags"]["drop_label"] == 0:
         raise InputError("the network was not trained both with and without the class")
     images = model.guided(checkpoint, strengths, columns, device=device)
-    factor = row_scale(images.shape[-1])
-    rows = [
-        (f"guidance {strength:g}", rescale(datasets.grid(row, columns).convert("RGB"), factor))
-        for strength, row in zip(strengths, images.split(columns), strict=True)
-    ]
-    return png(labelled_rows(rows, words))
+    pairs = zip(strengths, images.split(columns), strict=True)
+    return png(labelled_rows([(f"guidance {strength:g}", in_a_row(row)) for strength, row in pairs], words))
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them

@@ -294,16 +294,14 @@ class Contiguous(datasets.Batches):
 
 def ours(args, data, device, precision, without="", folder=None):
     """The same, as the script's main does it. without: the trick to leave out, a name of TRICKS."""
-    script = {"dcgan": dcgan, "cgan": cgan, "vae_mlp": vae_mlp, "cvae": cvae, "wgan_gp": wgan_gp, "ddpm": ddpm}[
-        args.script
-    ]
+    script = sys.modules[args.script]
     own = {wgan_gp: [f"--critic-steps={CRITIC_STEPS}"], cgan: [f"--latent-dim={LATENT}"]}.get(script, [])
     given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
     flags = script.parse_args([*given, *own, "--data=x"])
     flags.no_graph = without == "captured step"
     kinds = {"data in memory": functools.partial(Files, folder), "channels last": Contiguous}
     batches = kinds.get(without, datasets.Batches)(data, args.batch, device)
-    memory = torch.contiguous_format if without == "channels last" else torch.channels_last
+    memory = torch.contiguous_format if without == "channels last" else datasets.layout(device)
     models = [network.to(device, memory_format=memory) for network in networks(args)]
     betas = {dcgan: (0.5, 0.999), cgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
     kernel = datasets.adam_kernel(device)
@@ -313,7 +311,7 @@ def ours(args, data, device, precision, without="", folder=None):
     more = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if script is wgan_gp else []  # its scale
 
     def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and without != "bf16")
+        return datasets.autocast(device, "fp32" if without == "bf16" else precision)
 
     train = datasets.Captured(
         script.train_step, script.schedule, flags, batches, *models, *optimisers, None, *more, autocast
