@@ -20,7 +20,9 @@ import numpy as np
 import scipy.linalg
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
+import sides
+
 import datasets
 import metrics
 
@@ -122,29 +124,32 @@ KID = {
 COLLAPSE = {"ours": lambda x: metrics.collapse(x)[0], "torchmetrics": collapse_by_torchmetrics}
 
 
-def networks(precision):
-    """Our features of 2,048 and pytorch-fid's network, with the same random weights."""
+def extractor(name, precision):
+    """The mean of the 2,048 features of 128 images, by ours or pytorch-fid's network with the same random weights."""
+    images = datasets.shapes(64, "test").images[:128]
+    torch.manual_seed(0)
     with contextlib.redirect_stdout(io.StringIO()):
         state = pytorch_fid._inception_v3(num_classes=1008, aux_logits=False, weights=None).state_dict()
+    if name == "ours":
+        datasets.keep_memory()  # as pick_device does
+        weights = metrics.Weights(state, "random")
+        return lambda: float(metrics.features(images, (2048,), weights, precision=precision)[2048].mean())
     pytorch_fid.load_state_dict_from_url = lambda *args, **kwargs: state
-    network, weights = pytorch_fid.InceptionV3([3]).eval(), metrics.Weights(state, "random")
+    network = pytorch_fid.InceptionV3([3]).eval()
 
     @torch.no_grad()
-    def theirs(images):
+    def theirs():
         return torch.cat([network(part.float() / 255)[0].mean((2, 3)) for part in images.split(32)]).mean().item()
 
-    def ours(images):
-        return float(metrics.features(images, (2048,), weights, precision=precision)[2048].mean())
-
-    return {"ours": ours, "pytorch-fid": theirs}
+    return theirs
 
 
-def compare(title, ways, sides, rounds):
+def compare(title, ways, given, rounds):
     times, values = {name: [] for name in ways}, {}
     for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
-            values[name] = way(*sides)
+            values[name] = way(*given)
             times[name].append(time.perf_counter() - start)
     print(title)
     for name in ways:
@@ -166,10 +171,14 @@ def main(args):
         compare("the same of 64x64 pixels", COLLAPSE, [pixels], args.rounds)
     if "features" in args.only:
         _, best = datasets.pick_device("cpu")
-        images = datasets.shapes(64, "test").images[:128]
         for precision in dict.fromkeys(["fp32", best]):
             title = f"features of 128 images, ours in {precision}, theirs in fp32"
-            compare(title, networks(precision), [images], args.rounds)
+            with contextlib.ExitStack() as stack:
+                ways = {}
+                for name in "ours", "pytorch-fid":
+                    side = stack.enter_context(contextlib.closing(sides.Side(extractor, name, precision)))
+                    ways[name] = side.turn
+                compare(title, ways, [], args.rounds)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ real, generated and mixed images pass the critic one after the other (PyTorch-GA
 and 1 of the generator, and images are those that the critic saw as real. Ours: the script's train_step with the device,
 precision and batches of its main.
 
-The two take turns, so that a machine that slows down or speeds up does so for both. The ratio is taken round by round;
-its median, smallest and largest value are printed. Warm-up steps of both come first and are not counted.
+The two take turns, so that a machine that slows down or speeds up does so for both; each in a process of its own, which
+stands still while it is not its turn. The ratio is taken round by round; its median, smallest and largest value are
+printed. Warm-up steps of both come first and are not counted.
 
 The table at the end also says what an image costs in our step (floating-point operations of convolutions and matrix
 products, as PyTorch counts them), and which share of the device's own rate that makes: of a large convolution for the
@@ -21,11 +22,12 @@ convolutional networks, of a large matrix product for vae_mlp, in the same preci
 
 --ablation takes one trick at a time out of ours, and these variants take turns with ours in the same way: images
 decoded from files by the textbook's loader at every step; tensors contiguous instead of channels last; Adam weight by
-weight in a loop instead of one kernel; and where ours has them, fp32 instead of bf16, and every operation launched by
-itself instead of the captured step.
+weight in a loop instead of one kernel; on Linux, memory that goes back to the system when it is freed; and where ours
+has them, fp32 instead of bf16, and every operation launched by itself instead of the captured step.
 """
 
 import argparse
+import contextlib
 import functools
 import math
 import platform
@@ -71,8 +73,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
+import sides
+
 import cgan
 import cvae
 import datasets
@@ -82,7 +85,7 @@ import vae_mlp
 import wgan_gp
 
 LATENT, CLASSES, CRITIC_STEPS = 100, 5, 5
-TRICKS = "data in memory", "channels last", "fused Adam", "bf16", "captured step"
+TRICKS = "data in memory", "channels last", "fused Adam", "kept memory", "bf16", "captured step"
 
 
 def processor():
@@ -373,19 +376,37 @@ def device_rate(script, device, precision):
     return count / min(b - a for a, b in zip(times[1:], times[2:], strict=False))
 
 
-def turns(sides, args, device):
-    """{name: a generator that trains one step each time}: [[images a second of each] for every round]."""
+def begin(kind, args, folder, device, precision):
+    """In the process of a side, warmed up: a function that trains for a turn and returns its images a second.
+
+    kind: "textbook", "ours", or "without " and one of TRICKS.
+    """
+    torch.backends.cudnn.benchmark = True  # as in Run; for the textbook too
+    if kind == "textbook":
+        side = textbook(args, folder, device)
+    else:
+        without = kind.removeprefix("ours").removeprefix("without ")
+        datasets.keep_memory(device.type == "cpu" and without != "kept memory")  # as pick_device does
+        side = ours(args, some_images(args), device, precision, without, folder)
+    for _ in range(2 if device.type == "cpu" else 20):
+        next(side)
+    return functools.partial(rate, side, args, device)
+
+
+def turns(kinds, args, device, precision):
+    """[[images a second of each kind] for every round]. kinds: see `begin`."""
     print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; batch {args.batch}, width {args.width}")
-    for side in sides.values():
-        for _ in range(2 if device.type == "cpu" else 20):
-            next(side)
     rounds = []
-    for number in range(args.rounds):
-        rounds.append([rate(side, args, device) for side in sides.values()])
-        found = ", ".join(f"{name} {value:.1f}" for name, value in zip(sides, rounds[-1], strict=True))
-        print(f"round {number + 1}: {found} img/s", flush=True)
-    for side in sides.values():
-        side.close()  # ends a loader's workers before their files go
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        write_files(some_images(args), Path(folder))
+        there = [
+            stack.enter_context(contextlib.closing(sides.Side(begin, kind, args, folder, device, precision)))
+            for kind in kinds
+        ]
+        for number in range(args.rounds):
+            rounds.append([side.turn() for side in there])
+            found = ", ".join(f"{kind} {value:.1f}" for kind, value in zip(kinds, rounds[-1], strict=True))
+            print(f"round {number + 1}: {found} img/s", flush=True)
     return rounds
 
 
@@ -397,31 +418,20 @@ def some_images(args):
 
 def ablate(args, device, precision):
     """One script: what is left of our speed without each of TRICKS that this device has. Returns a table's row."""
-    data = some_images(args)
-    tried = {"": True, **{trick: True for trick in TRICKS}, "bf16": precision == "bf16"}
-    tried |= {"captured step": device.type == "cuda", "channels last": args.script != "vae_mlp"}
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(data, Path(folder))
-        sides = {
-            f"without {trick}" if trick else "ours": ours(args, data, device, precision, trick, folder)
-            for trick, there in tried.items()
-            if there
-        }
-        rounds = turns(sides, args, device)
-    shares = {name: statistics.median(row[k] / row[0] for row in rounds) for k, name in enumerate(sides)}
+    there = {"bf16": precision == "bf16", "captured step": device.type == "cuda"}
+    there |= {"channels last": args.script != "vae_mlp", "kept memory": device.type == "cpu"}
+    kinds = ["ours", *(f"without {trick}" for trick in TRICKS if there.get(trick, True))]
+    rounds = turns(kinds, args, device, precision)
+    shares = {kind: statistics.median(row[k] / row[0] for row in rounds) for k, kind in enumerate(kinds)}
     cells = [f"{shares[name]:.2f}" if (name := f"without {trick}") in shares else "-" for trick in TRICKS]
     return f"| {args.script} | {statistics.median(row[0] for row in rounds):.1f} | {' | '.join(cells)} |"
 
 
 def compare(args, device, precision):
     """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook, and a table's row."""
-    data = some_images(args)
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(data, Path(folder))
-        sides = {"textbook": textbook(args, folder, device), "ours": ours(args, data, device, precision)}
-        rounds = turns(sides, args, device)
+    rounds = turns(["textbook", "ours"], args, device, precision)
     with Operations() as operations:
-        next(ours(args, data, device, precision, "captured step"))
+        next(ours(args, some_images(args), device, precision, "captured step"))
     ratios = [b / a for a, b in rounds]
     median = statistics.median(ratios)
     plain, fast = map(statistics.median, zip(*rounds, strict=True))
@@ -440,7 +450,6 @@ def main(args):
     device, precision = datasets.pick_device(args.device, args.precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
-    torch.backends.cudnn.benchmark = True  # as in Run; for the textbook too
     print(f"{args.size}x{args.size}")
     found, table = {}, []
     for script in args.scripts:

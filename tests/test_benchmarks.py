@@ -1,8 +1,13 @@
 """The benchmarks run, at sizes that say nothing about speed."""
 
 import argparse
-import importlib.util
+import contextlib
+import importlib
+import math
+import os
 import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +21,68 @@ import report
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
+sys.path.append(str(BENCHMARKS))  # where the process of a side finds them too
+
+
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 def test_step(capsys):
     step = load("step")
-    tiny = "--rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu --precision fp32"
+    tiny = "--scripts dcgan --rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu --precision fp32"
     ratios = step.main(step.parse_args(tiny.split()))
     out = capsys.readouterr().out
-    assert list(ratios) == list(step.BATCH) and "ours: fp32" in out and "round 1: textbook" in out
+    assert list(ratios) == ["dcgan"] and "ours: fp32" in out and "round 1: textbook" in out
     assert all(ratio > 0 and f"ratio {ratio:.2f}" in out for ratio in ratios.values())
     table = {line.split()[1]: line for line in out.splitlines() if line.startswith("| ")}
     assert all(f"{ratio:.2f} (" in table[name] for name, ratio in ratios.items())
 
 
+@pytest.mark.parametrize("script", load("step").BATCH)
+def test_both_sides_of_every_script(script, tmp_path):
+    """They train: a step of the textbook's loop, and one of ours with and without each trick."""
+    step, device = load("step"), torch.device("cpu")
+    args = step.parse_args("--steps 1 --width 4 --size 16 --batch 8".split())
+    args.script, data = script, step.some_images(args)
+    step.write_files(data, tmp_path)
+    sides = [step.textbook(args, tmp_path, device)]
+    sides += [step.ours(args, data, device, "fp32", trick, tmp_path) for trick in ("", *step.TRICKS)]
+    for side in sides:
+        assert all(math.isfinite(loss) for loss in next(side))
+        side.close()
+
+
 def test_ablation(capsys):
     step = load("step")
-    tiny = "--ablation --scripts dcgan vae_mlp --rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu"
+    tiny = "--ablation --scripts vae_mlp --rounds 1 --steps 2 --width 4 --size 16 --batch 8 --device cpu"
     step.main(step.parse_args([*tiny.split(), "--precision", "fp32"]))
     table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert [len(row) for row in table] == [2 + len(step.TRICKS)] * 4
-    assert [cell.strip() == "-" for cell in table[2][2:]] == [False, False, False, True, True]
-    assert [cell.strip() == "-" for cell in table[3][2:]] == [False, True, False, True, True]
+    assert [len(row) for row in table] == [2 + len(step.TRICKS)] * 3
+    assert [cell.strip() == "-" for cell in table[2][2:]] == [False, True, False, False, True, True]
+
+
+def begin(kind):
+    """A side whose turn says what it is and in which group of processes."""
+    if kind == "broken":
+        raise ValueError("on purpose")
+    return lambda: (kind, os.getpid(), os.getpgrp())
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups")
+def test_sides_stand_still():
+    with (
+        contextlib.closing(load("sides").Side(begin, "a")) as a,
+        contextlib.closing(load("sides").Side(begin, "b")) as b,
+    ):
+        for side, name in ((a, "a"), (b, "b"), (a, "a")):
+            kind, process, group = side.turn()
+            assert kind == name and process == group == side.process.pid != os.getpid()
+            while [Path(f"/proc/{x.process.pid}/stat").read_text().split()[2] for x in (a, b)] != ["T", "T"]:
+                time.sleep(0.01)  # both stop
+    assert not a.process.is_alive() and a.process.exitcode == 0
+    with pytest.raises(SystemExit, match="a side of the comparison ended"):
+        load("sides").Side(begin, "broken")
 
 
 def test_step_refuses_zero_rounds(capsys):

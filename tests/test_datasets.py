@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -696,3 +697,21 @@ def test_svd_and_stats_on_the_command_line(here, capsys, monkeypatch):
     with pytest.raises(InputError, match="pip install matplotlib"):
         datasets.main(datasets.parse_args(["x.npz", "--size", "8", "--svd", "q.png"]))
     assert not (here / "q.png").exists() and not list(here.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_keep_memory():
+    """Blocks that are freed and asked for again: with it the system gives no new pages, without it all of them."""
+    import resource
+
+    def new_pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.zeros(40 << 20, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    datasets.keep_memory(False)
+    without = new_pages()
+    datasets.pick_device("cpu")
+    new_pages()
+    assert new_pages() < without / 10 and without >= 80  # of 2 MB, or 512 times as many
