@@ -192,7 +192,7 @@ def draw_losses(folder, args):
         axis.set_ylabel("loss" if names[0].startswith("loss_") else names[0].split("_")[0])
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(loc="upper right", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
+        axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     axes[-1].set_xlabel("step")
     per_epoch = args["steps_per_epoch"]
     epochs = axes[0].secondary_xaxis("top", functions=(lambda step: step / per_epoch, lambda epoch: epoch * per_epoch))
