@@ -9,7 +9,6 @@ the ratio, and the peak memory of a process that prepares the folder and of one 
 """
 
 import argparse
-import contextlib
 import os
 import statistics
 import subprocess
@@ -50,14 +49,14 @@ def plain_loop(files, size):
 
 
 def main(args):
-    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as temporary, ProcessPoolExecutor(cores) as pool:
         os.chdir(temporary)
-        folder, cores = Path("photographs"), len(os.sched_getaffinity(0))
+        folder = Path("photographs")
         make_photographs(folder, args.images, args.side)
         files = sorted(folder.resolve().rglob("*.jpg"))
         shares, sizes = [files[k::cores] for k in range(cores)], [args.size] * cores
         rates = {"ours": [], "loop": []}
-        pool = stack.enter_context(ProcessPoolExecutor(cores))
         list(pool.map(plain_loop, [share[:9] for share in shares], sizes))  # so the processes are there
         for _ in range(args.rounds):
             start = time.perf_counter()
