@@ -86,6 +86,7 @@ if __name__ == "__main__":  # before the slow imports: --help and typing errors 
 import contextlib
 import csv
 import importlib
+import io
 import json
 import math
 import shlex
@@ -284,7 +285,14 @@ def generator_arguments(args, data, path, folder, device):
         flags += shlex.split(args.generator_flags)
     except ValueError as problem:
         raise InputError(f"--generator-flags {args.generator_flags}: {problem}") from None
-    return importlib.import_module(args.generator).parse_args([*flags, "--out", str(folder)])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            return importlib.import_module(args.generator).parse_args([*flags, "--out", str(folder)])
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        problem = said.getvalue().strip().partition("error: ")[2]
+        raise InputError(f"--generator-flags: {problem.replace('see ', f'see python {args.generator}.py ')}") from None
 
 
 def trained_generator(args, data, path, folder, device):
@@ -502,6 +510,7 @@ def work(args, data, test, folder, device):
         few = datasets.load(path, args.size)
         made = generated_images(args, count, few, folder, device)
         missing = [(seed, arm) for seed in range(args.seeds) for arm in ARMS if (count, arm, seed) not in done]
+        print(f"{len(missing)} classifiers to train on {count} images of each class", flush=True)
         with tqdm(
             total=len(missing) * args.steps, desc=f"classifiers, {count} a class", unit="step", disable=None
         ) as bar:

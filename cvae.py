@@ -157,7 +157,7 @@ def parse_args(argv=None):
     uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
     lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
     if lonely or args.load and (len(uses) != 1 or args.resume is not None):
-        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
+        parser.error(f"--load goes with one of --{' N, --'.join(USED_WITH)} N, they with it, none with --resume")
     if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
         parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
     if args.resume is not None and args.out:

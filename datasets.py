@@ -37,6 +37,12 @@ BY_HAND = {  # what a program cannot fetch: where to get it and where to put it
 }
 
 
+def png_name(text):
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"'{text}' must end in .png")
+    return text
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         prog="datasets.py", description="Prepare, show and count a data set.", allow_abbrev=False
@@ -45,9 +51,11 @@ def parse_args(argv=None):
     parser.add_argument("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
     parser.add_argument("--size", type=int, default=64, metavar="N", help="side in pixels (default 64)")
     parser.add_argument("--split", choices=["train", "test", "all"], default="train", help="default: train")
-    parser.add_argument("--show", metavar="FILE.png", help="write a grid of 64 images")
+    parser.add_argument("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
     parser.add_argument("--stats", action="store_true", help="counts, balance, channel means")
-    parser.add_argument("--svd", metavar="FILE.png", help="plot singular values, print the effective dimension")
+    parser.add_argument(
+        "--svd", metavar="FILE.png", type=png_name, help="plot singular values, print the effective dimension"
+    )
     args = parser.parse_args(argv)
     if args.size < 8:
         parser.error("--size must be at least 8")
@@ -71,6 +79,7 @@ import math
 import operator
 import os
 import platform
+import shlex
 import shutil
 import signal
 import tarfile
@@ -279,7 +288,8 @@ def shapes(size, split="train"):
 
 
 class Batches:
-    """Endless batches: float32 (batch, C, H, W) in [-1, 1] on `device`, channels last, and int64 labels or None.
+    """Endless batches: float32 (batch, C, H, W) in [-1, 1] on `device`, channels last (see layout), and int64 labels
+    or None.
 
     Every epoch is a new random order of the whole set; the last short batch of an epoch is dropped. The order depends
     on `seed` and the epoch only, so the number of batches drawn so far (`drawn`) is the whole state: save it, set it,
@@ -408,6 +418,8 @@ class Captured:
         if self.on:  # a graph cannot be recorded on the default stream; so all work from here on is done on another
             torch.cuda.synchronize(self.device)
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
+        # PyTorch would advise another kind of Adam, seeing the steps before the recording
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable")
 
     def __call__(self, step):
         now = self.schedule(step, self.args)
@@ -435,9 +447,10 @@ class Captured:
                 with torch.cuda.graph(graph, self.pool, torch.cuda.current_stream(), "thread_local"):
                     losses = self.train_step(now, *self.rest)
             except RuntimeError as problem:
-                if "out of memory" in str(problem):
+                cause = problem.__context__ or problem  # ending a broken recording fails too, and tells less
+                if out_of_memory(cause):
                     raise
-                raise InputError(f"this step cannot be captured here ({short(problem)}): use --no-graph") from problem
+                raise InputError(f"this step cannot be captured here ({short(cause)}): use --no-graph") from problem
             self.graphs[kind], self.pool = (graph, losses), graph.pool()
         graph, losses = self.graphs[kind]
         graph.replay()
@@ -625,7 +638,8 @@ def npz_source(path):
         if key in arrays:
             values = arrays[key]
             if values.shape != (len(images),) or values.dtype.kind not in "iu" or values.min() < 0:
-                raise InputError(f"'{key}' in '{path}' must be {len(images)} whole numbers from 0 up")
+                there = f"{values.dtype} {values.shape}"
+                raise InputError(f"'{key}' in '{path}' must be {len(images)} whole numbers from 0 up, not {there}")
             per_image[key] = values.tolist()
     labels = per_image.get("labels")
     classes = [str(c) for c in np.atleast_1d(arrays.get("classes", []))]
@@ -991,7 +1005,9 @@ def prepare(source, size, path, key):
                         grey &= is_grey
                         file.write(row.tobytes())
             if len(skipped) > total / 100 or not kept:
-                raise InputError(f"{len(skipped)} of {total} images cannot be read; the first: {skipped[0]}")
+                which = "; ".join(skipped[:5]) + "; ..." * (len(skipped) > 5)
+                words = f"{len(skipped)} of {total} images cannot be read, which is more than 1 %"
+                raise InputError(f"{words} (delete or repair them): {which}")
             file.flush()
             shape = (len(kept), 3, size, size)
             if grey:  # every file is grey: one channel is enough
@@ -1069,6 +1085,11 @@ def short(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
+def out_of_memory(error):
+    """Whether a RuntimeError means that (an "illegal memory access" does not)."""
+    return any(words in str(error) for words in ("out of memory", "allocate memory", "not enough memory"))
+
+
 def run_program(name, main, args):
     """Call main(args). Bad input, a full disk or too little memory end in one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter of a file's name is no reason to stop
@@ -1077,10 +1098,15 @@ def run_program(name, main, args):
         main(args)
         if WORLD > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    except BrokenPipeError:  # of `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what is still to be written
+        sys.exit(141)
     except (InputError, OSError, RuntimeError, MemoryError) as problem:
         if WORLD > 1 and (isinstance(problem, torch.distributed.DistError) or "gloo" in str(problem)):
             problem = InputError(f"another of the {WORLD} processes ended")
-        if isinstance(problem, RuntimeError) and "memory" not in str(problem):
+        if isinstance(problem, NotImplementedError) and "MPS" in str(problem):
+            problem = InputError(f"{short(problem)} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu")
+        if isinstance(problem, RuntimeError) and not out_of_memory(problem):
             raise
         if RANK == 0 or not isinstance(problem, InputError):  # bad input is the same for all: one of them says it
             print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
@@ -1174,11 +1200,17 @@ def pick_device(name="auto", precision="auto"):
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
             raise RuntimeError
+        if device.type == "cuda":
+            if WORLD > 1 and device.index is not None:
+                raise InputError(f"--device {asked}: several processes take a GPU each, so leave its number out")
+            index = int(os.environ["LOCAL_RANK"]) if WORLD > 1 else device.index or 0
+            device = torch.device("cuda", index)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):  # torch has many ways to say so
         raise InputError(f"no device '{asked}' here: use --device auto, cpu, cuda, cuda:1 or mps") from None
     native = False
     if device.type == "cuda":
+        torch.cuda.set_device(device)  # so that random states, streams and events are those of this GPU
         native = torch.cuda.get_device_capability(device) >= (8, 0)  # is_bf16_supported() also counts emulation
     elif device.type == "cpu":
         native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
@@ -1242,7 +1274,8 @@ def new_run(script, args, data_name):
         path = Path(args.out)
         early = {".lock", "args.json", "log.csv", "weights.csv"}  # all that a run killed at once leaves
         if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir() if p.suffix != ".tmp"} - early):
-            raise InputError(f"'{path}' exists and is not empty: use --resume {path}, or another --out")
+            resume = f"use --resume {path}, or " * (path / "last.pt").exists()
+            raise InputError(f"'{path}' exists and is not empty: {resume}give another --out")
         path.mkdir(parents=True, exist_ok=True)
         return path
     preset = f"-{args.preset}" if args.preset and args.preset != data_name else ""
@@ -1329,17 +1362,12 @@ class Run:
         self.flags = {k: v for k, v in vars(args).items() if k in flags and k != "resume"}
         self.device, self.precision = pick_device(args.device, args.precision)
         if WORLD > 1:
-            if self.device.index is not None:
-                raise InputError(f"--device {args.device}: several processes take a GPU each, so leave its number out")
-            if self.device.type == "cuda":
-                self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             if RANK > 0:
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             if not torch.distributed.is_initialized():  # the others wait while the first measures, so have patience
                 torch.distributed.init_process_group(backend, timeout=datetime.timedelta(days=1))
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)  # so that random states and events are those of this GPU
             torch.backends.cudnn.benchmark = True  # shapes never change: measure once which kernels are fastest
         self.flags["size"] = args.size = args.size or default_size(args.data)
         self.data, self.held_out = load_parts(args.data, args.size, getattr(args, "hold_out", 0))
@@ -1351,7 +1379,8 @@ class Run:
             self.data = self.data._replace(labels=torch.zeros(len(self.data.images)).long(), classes=[self.data.name])
         if "class" in flags and self.data.labels is None:
             raise InputError(
-                f"'{args.data}' has no labels, which a conditional model needs: one sub-folder for each class"
+                f"'{args.data}' has no labels, or all images in one class: a conditional model needs a sub-folder for "
+                "each class, or `labels` in the .npz"
             )
         balance = getattr(args, "balance", False)
         self.batches = Batches(self.data, args.batch, self.device, args.seed, balance=balance)
@@ -1372,7 +1401,9 @@ class Run:
                 )
             if args.weights and not Path(args.weights).is_file():
                 raise InputError(f"no file '{args.weights}': see --weights")
-        self.step, self.seconds, self.recent, self.stop = 0, 0.0, [], []
+        elif RANK == 0 and (idle := {"dims", "weights"} & set(args.explicit)) and not args.dry_run:
+            print(f"note: --{min(idle)} does nothing here: nothing is measured without --eval-every", file=sys.stderr)
+        self.step, self.seconds, self.recent, self.stop, self.told = 0, 0.0, [], [], set()
         self.best, self.best_side = math.inf, args.size  # lowest FID, and the side of the pictures that have it
 
     def reference_halves(self):
@@ -1426,6 +1457,9 @@ class Run:
             for group in saved["optimisers"][name]["param_groups"]:
                 group |= adam_kernel(self.device)  # it may be another device than the one it was saved on
             optimiser.load_state_dict(saved["optimisers"][name])
+            for weight, state in optimiser.state.items():  # Adam's kernel wants its averages to lie as the weights do
+                for key in ("exp_avg", "exp_avg_sq"):
+                    state[key] = torch.empty_like(weight).copy_(state[key])
         self.step, self.seconds = saved["step"], saved["seconds"]
         if all(getattr(args, k) == saved["flags"][k] for k in ("dims", "weights", "eval_images")):
             # under another protocol FIDs do not compare, and the next one is the best
@@ -1467,9 +1501,7 @@ class Run:
             if not self.checkpoint:
                 self.save("last.pt")
                 self.draw()
-            # A signal that comes lets the step in progress finish; then the run saves and ends.
-            signals = (signal.SIGINT, signal.SIGTERM)
-            handlers = {s: signal.signal(s, lambda number, _: self.stop.append(number)) for s in signals}
+            handlers = {number: signal.signal(number, self.signalled) for number in (signal.SIGINT, signal.SIGTERM)}
             self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=RANK > 0 or None)
             self.mark = self.said = time.perf_counter()
             self.logged = (self.step, self.seconds)
@@ -1483,10 +1515,20 @@ class Run:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
         if self.step < self.total:
-            go_on = f"{START} {self.script}.py --resume {self.path}"
+            go_on = f"{START} {self.script}.py --resume {shlex.quote(str(self.path))}"
             print(f"stopped and saved at step {self.step} of {self.total}; go on with: {go_on}")
             sys.exit(128 + self.stop[0])
         print(f"done: {self.step} steps in {self.seconds:.0f} s; pictures in {self.path / 'samples'}")
+
+    def signalled(self, number, _):
+        """A signal lets the step in progress finish, and an evaluation; then the run saves and ends. The same once more
+        ends it at once (not under torchrun, which passes on what a terminal has sent already)."""
+        if number in self.stop and WORLD == 1:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and RANK == 0:
+            with contextlib.suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C again: at once, without saving it\n")
+        self.stop.append(number)
 
     def open_files(self, columns):
         """args.json, log.csv and weights.csv, and the first lines on the terminal."""
@@ -1534,7 +1576,8 @@ class Run:
 
     def save(self, name):
         """Write a checkpoint. last.pt: all processes at once; best.pt: the first alone, which has measured."""
-        if not all(p.isfinite().all() for network in self.networks.values() for p in network.parameters()):
+        weights = [p for network in self.networks.values() for p in network.parameters()]
+        if not torch.stack([weight.isfinite().all() for weight in weights]).all():
             self.fail_at(self.step)
         snapshot = self.snapshot(together=name == "last.pt")
         if RANK == 0:
@@ -1558,7 +1601,7 @@ class Run:
         failed = self.device.type == "cpu" and not losses.isfinite().all()  # on a GPU asking would mean waiting
         if not (due_log or due_sample or due_save or failed):
             return
-        table = torch.stack(self.recent).cpu()  # the only place where the program waits for a GPU
+        table = torch.stack(self.recent).cpu()  # here the program waits for a GPU
         if len(bad := (~table.isfinite().all(1)).nonzero()):
             self.fail_at(step - len(self.recent) + 1 + int(bad[0]))
         self.seconds += time.perf_counter() - self.mark
@@ -1624,9 +1667,17 @@ class Run:
         )  # fmt: skip
         found = self.metrics.scores(values)
         chosen = max((dim for dim in args.dims if f"fid_{dim}" in found), default=None)
-        if chosen and found[f"fid_{chosen}"] < self.best:
+        for v in values:
+            if v["value"] is None and v["reason"] not in self.told:
+                self.told.add(v["reason"])
+                self.bar.write(f"not measured here: {v['reason']}" + "; so no best.pt is kept" * (chosen is None))
+        best = chosen is not None and found[f"fid_{chosen}"] < self.best
+        if best:
             self.best = found[f"fid_{chosen}"]
             self.save("best.pt")
+        measured = [v for v in values if v["value"] is not None and v["name"].startswith(("FID", "KID"))]
+        if text := ", ".join(f"{self.metrics.title(v)} {self.metrics.shown(v)}" for v in measured):
+            self.bar.write(f"step {self.step}: {text}" + "; the best so far: best.pt" * best)
         return found
 
     def finish(self, generate, more=None):
@@ -1664,8 +1715,9 @@ class Run:
                 print(f"\nnot quite the preset {args.preset}: {changed}")
             print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
             print(metrics.table(values, report))
-        print(f"\ntry next: python {self.script}.py --load {self.path} --generate 64 --to grid.png")
-        print(f"          {START} {self.script}.py --resume {self.path} --steps {2 * checkpoint['step']}")
+        path = shlex.quote(str(self.path))
+        print(f"\ntry next: python {self.script}.py --load {path} --generate 64 --to grid.png")
+        print(f"          {START} {self.script}.py --resume {path} --steps {2 * checkpoint['step']}")
 
 
 def average_gradients(optimiser, *_):

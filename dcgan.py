@@ -27,7 +27,7 @@ the game is from Goodfellow et al.: Generative Adversarial Nets, 2014 (arXiv 140
 
 Report rows (the README has the numbers): --preset cats is R2a, --preset cats-100k is R1a, --preset food-noise is R3f,
 --preset cifar10-resnet is R4a.
-Time: the work is 2.5 GFLOP an image at width 64; 50 epochs of 23,000 cats are 7 hours on two older CPU cores.
+Time: the work is 2.5 GFLOP an image at width 64; 50 epochs of 23,000 cats are 6 hours on two older CPU cores.
 
 If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
 it a DCGAN is in `Generator`, `Discriminator`, the two losses and `train_step`; change those. The blocks marked
@@ -146,7 +146,7 @@ def parse_args(argv=None):
     uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
     lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
     if lonely or args.load and (len(uses) != 1 or args.resume is not None):
-        parser.error("--load CHECKPOINT goes with --generate N or with --interpolate N, and they with it")
+        parser.error(f"--load goes with one of --{' N, --'.join(USED_WITH)} N, they with it, none with --resume")
     if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
         parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
     if args.resume is not None and args.out:

@@ -56,6 +56,10 @@ def parse_args(argv=None):
     add(
         "--bootstrap", type=int, default=0, metavar="B", help="standard errors of FID and KID from B resamples (try 50)"
     )
+    add(
+        "--no-classes", action="store_true", help="of labelled sides: leave out whether the class is obeyed, for which "
+        "two classifiers are trained on thousands of images (minutes on a CPU)"
+    )  # fmt: skip
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.eval_images < 2:
@@ -1032,7 +1036,8 @@ def shown(value, key="value"):
     if error is not None:
         return f"{found:.4f} +- {error:.4f}"
     if std is not None:
-        return f"{1e3 * found:.2f} +- {1e3 * std:.2f}" + (f" (se {1e3 * se:.2f})" if se is not None else "")
+        spread = f" +- {1e3 * std:.2f}" if std else ""  # none where one subset holds all images
+        return f"{1e3 * found:.2f}{spread}" + (f" (se {1e3 * se:.2f})" if se is not None else "")
     return (f"{found:.2f}" if abs(found) >= 1 else f"{found:.4f}") + (f" (se {se:.2g})" if se is not None else "")
 
 
@@ -1166,7 +1171,7 @@ def main(args):
             precision=args.precision, seed=seed, resamples=args.bootstrap, real_words=real_words,
             fake_words=words if args.json or len(fakes) == 1 else "images of the column",
         )  # fmt: skip
-        if labels is not None and asked is not None and model is None:
+        if labels is not None and asked is not None and model is None and not args.no_classes:
             if classes == others:
                 train, held_out = datasets.load_parts(args.real, size)
                 many, _, asked, _ = side(name, checkpoint, as_many_as(train, n), size, "all", seed + 1, device)

@@ -15,17 +15,25 @@ writes into each run directory
     classes.png        of cvae.py: real images, and their latents decoded as every class
     denoising.png      of ddpm.py: from noise to picture; guidance.png: the same noises, the class weighed more and more
     extremes.png       with --extremes, which needs the data: the generated pictures most and least like real images
+    grid.png           with --grid N: N generated pictures by the best checkpoint
+
+and of several runs, beside the first of them, comparison.md and comparison.html: one table of what they are, how long
+they took and what was measured, with the report's numbers and every protocol; the page holds their pictures too.
 
 A picture that cannot be made (no samples yet, no matplotlib) costs one line; the others are made all the same.
 The model scripts call `report(run_directory)` at the end of a run.
 """
 
 import argparse
+import base64
 import csv
+import functools
+import html
 import importlib
 import io
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -37,12 +45,19 @@ def epoch_number(text):
     return value
 
 
+def pictures_number(text):
+    if not 1 <= (value := int(text)) <= 10_000:
+        raise ValueError
+    return value
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(prog="report.py", description="Pictures of training runs.", allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"report.py: error: {message} (see --help)\n")  # one line
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     parser.add_argument("--epochs", nargs="+", type=epoch_number, metavar="E", help="rows of strip.png (default: 5)")
     parser.add_argument("--extremes", action="store_true", help="the best and the worst pictures too; needs the data")
+    parser.add_argument("--grid", type=pictures_number, metavar="N", help="N generated pictures too")
     return parser.parse_args(argv)
 
 
@@ -259,9 +274,22 @@ def draw_weights(folder, args):
 # --------------------------------------------------------------------------------------------------------- progress.gif
 
 
-def write_text(picture, place, text, size=16, color=INK):
-    """Text at `place` = (x, y), with its middle at the height y."""
-    ImageDraw.Draw(picture).text(place, text, fill=color, font=ImageFont.load_default(size), anchor="lm")
+@functools.cache
+def font(size):
+    """matplotlib's own has the letters of most alphabets, and Pillow's little more than English ones."""
+    try:
+        import matplotlib
+
+        return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    except (ImportError, OSError):
+        return ImageFont.load_default(size)
+
+
+def write_text(picture, place, text, size=16, color=INK, width=math.inf):
+    """Text at `place` = (x, y), with its middle at the height y. What is longer than `width` pixels is cut."""
+    while len(text) > 1 and font(size).getlength(text) > width:
+        text = text.rstrip("…")[:-1] + "…"
+    ImageDraw.Draw(picture).text(place, text, fill=color, font=font(size), anchor="lm")
 
 
 def rescale(picture, factor):
@@ -315,8 +343,7 @@ def labelled_rows(rows, caption=""):
 
     Pictures are of equal size. A label that is None stands for a gap between groups of rows.
     """
-    font, gap = ImageFont.load_default(16), 6
-    left = 24 + math.ceil(max(font.getlength(label) for label, _ in rows if label))
+    gap, left = 6, 24 + math.ceil(max(font(16).getlength(label) for label, _ in rows if label))
     height, width = rows[0][1].height, rows[0][1].width
     total = sum(height + gap if label else 2 * gap for label, _ in rows) + gap
     lines = caption.splitlines()
@@ -368,10 +395,14 @@ def draw_strip(folder, args, epochs=None):
             print(f"{folder}: epoch {epoch:g} is beyond the last samples (epoch {epoch_text(samples[-1][0], args)})")
     wanted = epochs or [last * (part / 5) ** 2 for part in range(1, 6)]
     nearest = {min(samples, key=lambda sample: abs(sample[0] / per_epoch - epoch)) for epoch in wanted}
+    chosen = sorted(nearest)
+    names = [f"epoch {epoch_text(step, args)}" for step, _ in chosen]
+    if len({*names}) < len(names):  # of a run far shorter than an epoch
+        names = [f"step {step}" for step, _ in chosen]
     rows = []
-    for step, path in sorted(nearest):
+    for name, (_, path) in zip(names, chosen, strict=True):
         row = rescale(first_images(open_picture(path), size, 8, "class" in args["flags"]), row_scale(size))
-        rows.append((f"epoch {epoch_text(step, args)}", row))
+        rows.append((name, row))
     return png(labelled_rows(rows))
 
 
@@ -419,8 +450,8 @@ def draw_classes(folder, device):
     step, page = picture.width / columns, Image.new("RGB", (picture.width, picture.height + 54), PAPER)
     page.paste(picture, (0, 28))
     for column, text in enumerate(["real", "back", *checkpoint["data"]["classes"]][:columns]):
-        write_text(page, (round(column * step) + 4, 14), text, 14)
-    write_text(page, (4, page.height - 14), words, 13, FAINT)
+        write_text(page, (round(column * step) + 4, 14), text, 14, width=step - 6)
+    write_text(page, (4, page.height - 14), words, 13, FAINT, page.width - 8)
     return png(page)
 
 
@@ -447,15 +478,19 @@ def real_images(args):
     return real.images[chosen], f"{len(chosen)} random {words} of {real.name}"
 
 
+def import_metrics():
+    try:
+        return importlib.import_module("metrics")
+    except ModuleNotFoundError:
+        raise InputError("it needs our metrics.py beside report.py") from None
+
+
 def draw_extremes(folder, args):
     """Of 200 generated pictures those that resemble real images most and least: two rows of 8, with their scores.
 
     The score of a picture is its mean MS-SSIM with 50 random real images, the same for all: 1 for identical ones.
     """
-    try:
-        metrics = importlib.import_module("metrics")
-    except ModuleNotFoundError:
-        raise InputError("it needs our metrics.py beside report.py") from None
+    metrics = import_metrics()
     checkpoint, model, words = open_model(folder)
     real, real_words = real_images(args)
     seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
@@ -501,6 +536,103 @@ def draw_guidance(folder, device):
     return png(labelled_rows([(f"guidance {strength:g}", in_a_row(row)) for strength, row in pairs], words))
 
 
+# ------------------------------------------------------------------------------------------------------------- grid.png
+
+
+def draw_grid(folder, count, device):
+    checkpoint, model, words = open_model(folder)
+    seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
+    images = model.generate(checkpoint, count, seed, device)
+    picture = rescale(datasets.grid(images), row_scale(images.shape[-1]))
+    page = Image.new("RGB", (picture.width, picture.height + 28), PAPER)
+    page.paste(picture, (0, 0))
+    write_text(page, (4, page.height - 14), f"{words}, latent seed {seed}", 13, FAINT, page.width - 8)
+    return png(page)
+
+
+# ------------------------------------------------------------------------------------------- comparison.md and its page
+
+
+def figures(folder):
+    """What is known of a run: {what: (in words, the same of real images or "", its protocol or "")}, in order."""
+    args, log, checkpoint = read_run(folder), read_log(folder), datasets.read_checkpoint(folder)
+    metrics, about = import_metrics(), args["data"]
+    trained = {  # Adam keeps an average of every weight that it trains
+        name: sum(state["exp_avg"].numel() for state in optimiser["state"].values())
+        for name, optimiser in checkpoint["optimisers"].items()
+    }
+    facts = {
+        "model": args["script"] + f" --preset {args['preset']}" * bool(args["preset"]),
+        "data": f"{about['name']}, {about['count']:,} images",
+        "picture": "x".join(str(about[key]) for key in ("channels", "size", "size")),
+        "trained parameters": " + ".join(f"{count:,} ({name})" for name, count in trained.items()),
+        "steps x batch": f"{checkpoint['step']:,} x {args['flags']['batch']}",
+        "minutes of training": f"{checkpoint['seconds'] / 60:.1f} ({args['device']}, {args['precision']})",
+        "images a second": f"{np.nanmedian(log['img_per_s']):,.0f}",
+    }
+    found = {name: (text, "", "") for name, text in facts.items()}
+    best = checkpoint["best"]
+    words = f"the lowest of those measured while it trained, every {args['flags']['eval_every']} steps"
+    for name in log:  # the lowest FID of pictures of the size that they had at last, which best.pt has
+        if name.startswith("fid_") and len(rows := (log[name] == best).nonzero()[0]):
+            step = int(log["step"][rows[0]])
+            found[f"best {metrics.named('FID', int(name[4:]))} (step)"] = f"{best:.2f} ({step:,})", "", words
+    try:
+        last = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return found
+    for v in last["values"]:
+        theirs = f" (report: {last['report'][v['name']]:,})" if v["name"] in last["report"] else ""
+        if v["value"] is None:
+            found[metrics.title(v)] = f"not measured{theirs}", "", v["reason"]
+        else:
+            real = metrics.shown(v, "real") if v.get("real") is not None else ""
+            found[metrics.title(v)] = metrics.shown(v) + theirs, real, v["protocol"]
+    found["the report"] = "", "", last["report"]["protocol"]
+    return found
+
+
+def compare(folders):
+    """Several runs as (Markdown, a page of HTML that needs no other file)."""
+    names = [folder.name for folder in folders]
+    names = names if len({*names}) == len(names) else [str(folder) for folder in folders]
+    runs = dict(zip(names, map(figures, folders), strict=True))
+    rows, notes = [["", *names, "real images"]], []
+    for what in dict.fromkeys(what for found in runs.values() for what in found):
+        here = {name: found[what] for name, found in runs.items() if what in found}
+        protocols = {}
+        for name, (_, _, protocol) in here.items():
+            protocols.setdefault(protocol, []).append(name)
+        for words, of in protocols.items():
+            which = f" of {', '.join(of)}" if len(of) < len(names) else ""
+            notes += [f"{what}{which}: {words}"] if words else []
+        if any(text for text, _, _ in here.values()):
+            real = " / ".join(dict.fromkeys(real for _, real, _ in here.values() if real))
+            rows.append([what, *(here.get(name, ("-",))[0] for name in names), real])
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    markdown = "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:], "", *(f"- {note}" for note in notes), ""])
+
+    head, *body = (
+        "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+        for tag, row in zip(["th"] + ["td"] * len(rows), rows, strict=False)
+    )
+    pictures = []
+    for name, folder in zip(names, folders, strict=True):
+        pictures.append(f"<h2>{html.escape(name)}</h2>")
+        last = [path for _, path in read_samples(folder)[-1:]] if (folder / "samples").exists() else []
+        for path in [*last, *(folder / f"{kind}.png" for kind in ("strip", "interpolation", "classes", "losses"))]:
+            if path.exists():
+                data = base64.b64encode(path.read_bytes()).decode("ascii")
+                pictures.append(f'<p>{path.name}<br><img alt="" src="data:image/png;base64,{data}"></p>')
+    style = "body{font:15px sans-serif;margin:2em}td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}"
+    page = [
+        "<!doctype html><meta charset='utf-8'><title>comparison</title>",
+        f"<style>{style}img{{max-width:100%}}li{{color:#555}}</style>",
+        "<table>", head, *body, "</table>", "<ul>", *(f"<li>{html.escape(note)}" for note in notes), "</ul>", *pictures,
+    ]  # fmt: skip
+    return markdown, "\n".join(page) + "\n"
+
+
 # ---------------------------------------------------------------------------------------------------------- all of them
 
 
@@ -510,11 +642,12 @@ def png(picture):
     return file.getvalue()
 
 
-def report(run_dir, epochs=None, extremes=False, device="cpu"):
+def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
     """Write every picture that can be made into the run directory; return the list of paths written.
 
-    epochs: rows of strip.png. extremes: also extremes.png, for which the data are needed. device: where models make
-    pictures. A picture that cannot be made costs one line on stderr. InputError if run_dir is no run.
+    epochs: rows of strip.png. extremes: also extremes.png, for which the data are needed. grid: pictures in grid.png.
+    device: where models make pictures. A picture that cannot be made costs one line on stderr. InputError if run_dir is
+    no run.
     """
     folder, written = Path(run_dir), []
     args = read_run(folder)
@@ -535,6 +668,8 @@ def report(run_dir, epochs=None, extremes=False, device="cpu"):
         pictures["guidance.png"] = lambda: draw_guidance(folder, device)
     if extremes:
         pictures["extremes.png"] = lambda: draw_extremes(folder, args)
+    if grid:
+        pictures["grid.png"] = lambda: draw_grid(folder, grid, device)
     for name, draw in pictures.items():
         try:
             data = draw()  # a whole file in memory, so that none is ever half-written
@@ -550,8 +685,17 @@ def main(args):
     for run in args.runs:
         read_run(run)  # a wrong name among several is told before any work is done
     for run in args.runs:
-        for path in report(run, args.epochs, args.extremes):
+        for path in report(run, args.epochs, args.extremes, args.grid):
             print(f"wrote {path}")
+    if len(args.runs) > 1:
+        path = Path(args.runs[0]).resolve().parent / "comparison"
+        try:
+            texts = compare([Path(run) for run in args.runs])
+        except InputError as problem:
+            raise InputError(f"no comparison of these runs: {problem}") from None
+        for kind, text in zip(("md", "html"), texts, strict=True):
+            datasets.write_text(f"{path}.{kind}", text)
+            print(f"wrote {os.path.relpath(path)}.{kind}")
 
 
 if __name__ == "__main__":

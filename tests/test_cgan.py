@@ -462,6 +462,8 @@ def test_metrics_on_the_command_line(trained, capsys, monkeypatch):
         if v["value"] is not None
     }
     assert "on 60 generated ones" in names["class accuracy"] and "class accuracy, reverse" in names
+    metrics.main(metrics.parse_args(["x.npz", "r", "--eval-images=20", "--size=16", "--no-classes"]))
+    assert "class" not in capsys.readouterr().out
     np.savez("y.npz", images=np.zeros((60, 16, 16, 3), np.uint8), labels=np.arange(60) % 2, classes=["a", "b"])
     metrics.main(metrics.parse_args(["y.npz", "r", "--eval-images=20", "--size=16"]))
     out, err = capsys.readouterr()

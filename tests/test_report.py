@@ -17,6 +17,7 @@ import datasets
 import dcgan
 import metrics
 import report
+import wgan_gp
 
 SIZE, PER_EPOCH = 16, 10
 
@@ -120,6 +121,23 @@ def test_strip_takes_the_nearest_samples(tmp_path, capsys, monkeypatch):
     row = np.asarray(labels[1][1])[:, :, 0]  # step 55, enlarged 4 times: images of value 110, 111, ... 117
     assert row.shape == (4 * SIZE, 4 * (8 * (SIZE + 2) - 2))
     assert [row[32, 4 * (SIZE + 2) * k + 32] for k in range(8)] == list(range(110, 118))
+
+
+def test_a_run_shorter_than_an_epoch_counts_steps(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(report, "labelled_rows", lambda rows: labels.extend(name for name, _ in rows) or rows[0][1])
+    run = make_run(tmp_path / "run", steps=range(0, 101, 10))
+    report.draw_strip(run, report.read_run(run) | {"steps_per_epoch": 10_000})
+    assert labels == ["step 0", "step 20", "step 40", "step 60", "step 100"]
+
+
+def test_text_is_cut_and_has_other_alphabets():
+    page = Image.new("RGB", (300, 30), report.PAPER)
+    report.write_text(page, (0, 15), "Zürich, Владивосток, Αθήνα", width=100)
+    drawn = np.asarray(page).min(axis=(0, 2)) < 128
+    assert drawn[:100].any() and not drawn[100:].any()
+    letters = {report.font(16).getmask(letter).getbbox() for letter in "üжΩ"}
+    assert len(letters) == 3  # a box, where the font lacks a letter, is always the same
 
 
 def test_strip_by_default_ends_with_the_last(tmp_path, monkeypatch):
@@ -404,6 +422,65 @@ def test_a_checkpoint_of_a_script_that_is_not_here(tmp_path, capsys, monkeypatch
     assert "needs dcgan.py" in capsys.readouterr().err
 
 
+@pytest.fixture
+def two_runs(program, here, small_weights):
+    """One of a preset, measured on the way and at the end; one of wgan_gp.py, not measured, in a folder with "<|>"."""
+    asked = f"--eval-every 2 --eval-images 8 --dims 64 2048 --weights {small_weights}"
+    program("--preset", "cats", "--steps", "6", "--log-every", "1", *asked.split())
+    tiny = "--data tiny.npz --size 16 --width 4 --batch 8 --steps 4 --device cpu --precision fp32"
+    wgan_gp.main(wgan_gp.parse_args([*tiny.split(), "--out", "<|>"]))
+    return [here / "r", here / "<|>"]
+
+
+def test_comparison(two_runs):
+    """Every cell against what the files say."""
+    text, page = report.compare(two_runs)
+    cells = [[cell.strip() for cell in row[1:-1].split(" | ")] for row in text.splitlines() if row.startswith("|")]
+    table = {name: row for name, *row in cells}
+    assert table[""] == ["r", "<\\|>", "real images"] and table["model"][:2] == ["dcgan --preset cats", "wgan_gp"]
+    assert table["data"][0] == "tiny, 40 images" and table["picture"][0] == "3x16x16"
+    assert table["steps x batch"][:2] == ["6 x 8", "4 x 8"]
+    last = datasets.read_checkpoint(two_runs[0])
+    generator = dcgan.Generator(16, 3, 100, 4)
+    count = sum(parameter.numel() for parameter in generator.parameters())
+    assert table["trained parameters"][0].startswith(f"{count:,} (generator) + ")
+    assert table["minutes of training"][0] == f"{last['seconds'] / 60:.1f} (cpu, fp32)"
+    log = report.read_log(two_runs[0])
+    fids = dict(zip(log["step"], log["fid_64"], strict=True))
+    step = min((step for step in fids if step % 2 == 0), key=fids.get)
+    assert table["best FID-64 (step)"][:2] == [f"{fids[step]:.2f} ({step:.0f})", "-"]
+    values = {v["name"]: v for v in json.loads((two_runs[0] / "metrics.json").read_text())["values"]}
+    assert table["FID-64"][0] == metrics.shown(values["FID-64"])
+    assert table["FID-64"][2] == metrics.shown(values["FID-64"], "real")
+    assert table["FID"][:2] == ["not measured (report: 132.7)", "-"]
+    assert f"- FID-64 of r: {values['FID-64']['protocol']}" in text
+    assert "<td>model</td><td>dcgan --preset cats</td><td>wgan_gp</td>" in page and "<th>&lt;|&gt;</th>" in page
+    assert (
+        page.count('src="data:image/png;base64,') == page.count("src=") == 2
+    )  # the last samples of each: no plots here
+
+
+def test_comparison_on_the_command_line(two_runs, here, monkeypatch, capsys):
+    report.main(report.parse_args(["r", "<|>"]))
+    assert "wrote comparison.md\nwrote comparison.html\n" in capsys.readouterr().out
+    assert (here / "comparison.md").read_text(encoding="utf-8") == report.compare(two_runs)[0]
+    (two_runs[1] / "log.csv").unlink()
+    with pytest.raises(datasets.InputError, match="no comparison of these runs: log.csv has no rows"):
+        report.main(report.parse_args(["r", "<|>"]))
+
+
+def test_a_grid_of_as_many_as_asked(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", checkpoint=True)
+    made = []
+    monkeypatch.setattr(
+        dcgan,
+        "generate",
+        lambda checkpoint, n, seed, device: made.append((n, seed)) or torch.full((n, 3, SIZE, SIZE), 9).byte(),
+    )
+    (run / "grid.png").write_bytes(report.draw_grid(run, 99, "cpu"))
+    assert made == [(99, 2)] and Image.open(run / "grid.png").size == (4 * (10 * 18 - 2), 4 * (10 * 18 - 2) + 28)
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"steps_per_epoch": 0, "data": {"size": 8}}'])
 def test_no_run(tmp_path, content):
     if content is not None:
@@ -412,7 +489,7 @@ def test_no_run(tmp_path, content):
         report.report(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", ["", "a --epochs", "a --epochs -1", "a --epochs inf", "-x"])
+@pytest.mark.parametrize("arguments", ["", "a --epochs", "a --epochs -1", "a --epochs inf", "a --grid 0", "-x"])
 def test_bad_arguments_are_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         report.parse_args(arguments.split())

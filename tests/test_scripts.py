@@ -332,8 +332,8 @@ BAD = [
     ("--dims 100", "invalid choice"),
     ("--precision fp16", "invalid choice"),
     ("--generate 4", "--load"),
-    ("--load r", "--generate N or with --interpolate N"),
-    ("--load r --resume r --generate 4", "--generate N or with --interpolate N"),
+    ("--load r", "--load goes with one of --generate N, --interpolate N"),
+    ("--load r --resume r --generate 4", "--load goes with one of --generate N, --interpolate N"),
     ("--to grid.png", "--load"),
     ("--load r --generate 4 --lr 0.1", "--lr does nothing"),
     ("--seed 99999999999999", "below"),
@@ -449,7 +449,7 @@ def test_evaluation_without_weights_goes_on(tiny, name, monkeypatch, capsys):
 def test_best_is_the_lowest_fid(tiny, name, monkeypatch):
     metrics = importlib.import_module("metrics")
     found = iter([{"fid_768": 9.0, "kid_768": 0.1}, {"fid_768": 4.0}, {"fid_768": 6.0}])
-    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: None)
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: [])
     monkeypatch.setattr(metrics, "scores", lambda _: next(found))
     train(name, "--steps", "6", "--eval-every", "2", "--eval-images", "10", "--out", "r")
     assert read_checkpoint("r/best.pt")["step"] == 4 and read_checkpoint("r")["best"] == 4.0
@@ -462,7 +462,7 @@ def test_best_is_the_lowest_fid(tiny, name, monkeypatch):
 @every_script
 def test_measuring_does_not_change_training(tiny, name, monkeypatch):
     metrics = importlib.import_module("metrics")
-    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: None)
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: [])
     monkeypatch.setattr(metrics, "scores", lambda _: {})
     train(name, "--steps", "8", "--out", "a")
     train(name, "--steps", "8", "--eval-every", "2", "--eval-images", "10", "--sample-every", "1", "--out", "b")
@@ -554,6 +554,79 @@ def test_resume_refuses_a_changed_data_set(tiny, name):
         script.main(script.parse_args(["--resume", "r", "--steps", "4"]))
 
 
+def test_ctrl_c_twice_ends_at_once(tiny, monkeypatch, capfd):
+    """Once lets a step, and an evaluation, finish. Whoever does not want to wait loses what came after last.pt."""
+    steps = []
+
+    def twice(run, losses):
+        steps.append(run.step)
+        signal.raise_signal(signal.SIGINT)
+        assert len(steps) == 1
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(datasets.Run, "record", twice)
+    with pytest.raises(SystemExit) as stop:
+        train("vae_mlp", "--steps", "5", "--out", "r")
+    said = capfd.readouterr().err
+    assert stop.value.code == 130 and "Ctrl-C again" in said and "interrupted" in said
+    assert read_checkpoint("r")["step"] == 0
+
+
+def test_what_no_evaluation_will_read_is_said(tiny, capsys):
+    train("dcgan", "--steps", "1", "--weights", "w.pth", "--eval-images", "8")
+    assert "--weights does nothing here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dims, best", [("2048", False), ("64 2048", True)])
+def test_an_evaluation_says_what_it_measured_and_what_not(tiny, small_weights, dims, best, capsys):
+    more = f"--eval-every 2 --eval-images 8 --weights {small_weights} --dims {dims}"
+    train("dcgan", "--steps", "4", "--out", "r", *more.split())
+    out = capsys.readouterr().out
+    assert out.count("not measured here") == 1 and ("so no best.pt" in out) is not best
+    assert ("step 2: FID-64 " in out and "the best so far: best.pt" in out) is best
+    assert (tiny / "r/best.pt").exists() is best
+
+
+@every_script
+def test_resume_of_a_run_from_another_device(tiny, name):
+    """On a Mac's GPU weights and Adam's averages are not channels last; the kernel here pairs them by their places."""
+    train(name, "--steps", "4", "--out", "a")
+    shutil.copytree("a", "b")
+    checkpoint = read_checkpoint("b")
+    for optimiser in checkpoint["optimisers"].values():
+        for state in optimiser["state"].values():
+            state |= {key: value.contiguous() for key, value in state.items()}
+    datasets.write_checkpoint(checkpoint, "b/last.pt")
+    for side in "a", "b":
+        run(name, "--resume", side, "--steps", "6")
+    assert_same("a", "b")
+
+
+@pytest.mark.parametrize(
+    "problem, told",
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (
+            NotImplementedError("The operator 'aten::vdot' is not currently implemented for the MPS device."),
+            "FALLBACK=1",
+        ),
+        (NotImplementedError("not yet"), None),
+    ],
+)
+def test_errors_of_a_gpu(problem, told, capsys):
+    """What a user can mend is one line; what is a mistake of ours keeps its traceback."""
+
+    def main(_):
+        raise problem
+
+    with pytest.raises(SystemExit if told else type(problem)) as ended:
+        datasets.run_program("x.py", main, None)
+    if told:
+        assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @every_script
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -561,8 +634,17 @@ def test_cuda_trains_and_resumes(tiny, name, precision):
     flags = [*TINY, *SCRIPTS[name], "--device", "cuda", "--precision", precision]
     run(name, *flags, "--steps", "20", "--out", "a")
     run(name, *flags, "--steps", "10", "--out", "b")
+    half = read_checkpoint("b")
     run(name, "--resume", "b", "--steps", "20")
     a, b = read_checkpoint("a"), read_checkpoint("b")
-    for network, state in a["networks"].items():
-        for key, value in state.items():
-            torch.testing.assert_close(value, b["networks"][network][key], rtol=1e-2, atol=1e-2)
+    assert a["drawn"] == b["drawn"] and torch.equal(a["rng"]["cuda"], b["rng"]["cuda"])
+
+    def distance(one, other):  # of weights, without BatchNorm's statistics
+        return sum(
+            (value - other["networks"][network][key]).square().sum()
+            for network, state in one["networks"].items()
+            for key, value in state.items()
+            if "running" not in key and value.is_floating_point()
+        ).sqrt()
+
+    assert distance(a, b) < 0.25 * distance(a, half)  # a GPU may add in another order every time
