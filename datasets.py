@@ -69,6 +69,7 @@ import contextlib
 import csv
 import ctypes
 import datetime
+import functools
 import hashlib
 import http.client
 import importlib
@@ -95,6 +96,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
@@ -1191,7 +1193,7 @@ def write_checkpoint(checkpoint, path):
 def pick_device(name="auto", precision="auto"):
     """--device and --precision -> (torch.device, "fp32" or "bf16"). auto: bf16 where the hardware computes in it.
 
-    On a CPU, memory that is freed from now on is kept (see keep_memory).
+    On a CPU, memory that is freed from now on is kept (keep_memory), and some convolutions are quick_convolutions.
     """
     asked = name
     if name == "auto":
@@ -1215,6 +1217,8 @@ def pick_device(name="auto", precision="auto"):
     elif device.type == "cpu":
         native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         keep_memory()
+        if matrix_units():
+            quick_convolutions()
     if precision == "bf16" and not native:
         print(f"note: {device} computes bf16 in software, which may be many times slower than fp32", file=sys.stderr)
     return device, {"auto": "bf16" if native else "fp32"}.get(precision, precision)
@@ -1234,6 +1238,121 @@ def keep_memory(keep=True):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in options.items():
             mallopt(option, value)
+
+
+def patches(images, kernel, stride, rows, columns):
+    """images (N, H, W, C) -> (N, h, w, kh kw C): what a kernel (kh, kw) sees at each of its places. rows, columns: how
+    many zeros go before and behind; less than 0 cuts off."""
+    seen = F.pad(images, (0, 0, *columns, *rows)).unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1])
+    return seen.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+def convolved(large, weight, bias, stride, padding):
+    """F.conv2d by one product: large (N, C, H, W), weight (O, C, kh, kw), bias (O) or None -> small (N, O, h, w)."""
+    seen = patches(large.permute(0, 2, 3, 1), weight.shape[2:], stride, *((p, p) for p in padding))
+    return F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias).permute(0, 3, 1, 2)
+
+
+def convolved_weight(large, small, kernel, stride, padding):
+    """The gradient of `convolved` to its weight: large (N, C, H, W), small (N, O, h, w) -> (O, C, *kernel)."""
+    seen = patches(large.permute(0, 2, 3, 1), kernel, stride, *((p, p) for p in padding))
+    gradient = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ seen.flatten(0, 2)
+    return gradient.unflatten(1, (*kernel, -1)).permute(0, 3, 1, 2)
+
+
+def convolved_back(small, weight, size, stride, padding):
+    """The gradient of `convolved` to its input, a transposed convolution: small (N, O, h, w), weight (O, C, kh, kw),
+    size (H, W) -> large (N, C, H, W). With stride s, the places a, a + s, a + 2s ... of a side are reached through the
+    taps r, r + s, r + 2s ... of the kernel only: an ordinary convolution for each a."""
+
+    def part(axis, a):  # -> r, how many taps, zeros before and behind
+        s, p, k = stride[axis], padding[axis], weight.shape[2 + axis]
+        first = (a + p) % s
+        taps = len(range(first, k, s))
+        before = taps - 1 - (a + p) // s
+        return first, taps, (before, len(range(a, size[axis], s)) - small.shape[2 + axis] + taps - 1 - before)
+
+    large, images = small.new_empty(len(small), *size, weight.shape[1]), small.permute(0, 2, 3, 1)
+    for a, b in itertools.product(range(stride[0]), range(stride[1])):
+        (down, height, rows), (right, width, columns) = part(0, a), part(1, b)
+        taps = weight[:, :, down :: stride[0], right :: stride[1]].flip(2, 3)  # (O, C, height, width)
+        seen = patches(images, (height, width), (1, 1), rows, columns)
+        large[:, a :: stride[0], b :: stride[1]] = F.linear(seen, taps.permute(1, 2, 3, 0).flatten(1))
+    return large.permute(0, 3, 1, 2)
+
+
+def matrix_units():
+    """Has this CPU units for products of bf16 matrices (AMX), and PyTorch a way to use quick_convolutions there?"""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() and hasattr(torch.library, "get_kernel")
+
+
+@functools.cache
+def quick_convolutions(dtype=torch.bfloat16, few=4):
+    """For CPUs with matrix units: convolutions of many channels at few places become the products above.
+
+    oneDNN rearranges the weights at every call, which takes longer there than the convolution: the gradient of a
+    weight (512, 256, 4, 4) at 64 x 4x4 places takes 36 ms instead of 7, that of (2048, 1024, 4, 4) 3.4 s instead of
+    0.13 (torch 2.15, one core). few: places in the batch for each output channel up to which they pay; 4 times as many
+    for a weight's gradient. From now on PyTorch uses them for this dtype on the CPU, whoever calls; gradients, and the
+    gradients of those, are made of them, too.
+    """
+    plain, plain_backward = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in CONVOLUTIONS)
+
+    def pays(large, small, channels, stride, places):  # not where most of the kernel lies outside: 1x1 -> 4x4
+        full = math.prod(large) <= 2 * math.prod(stride) * math.prod(small)
+        return full and places * math.prod(small) <= channels
+
+    def convolution(keys, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+        if x.dtype == dtype and x.ndim == 4 and groups == 1:
+            n, _, *size = x.shape
+            sides = list(zip(size, weight.shape[2:], stride, padding, dilation, output_padding, strict=True))
+            if max(dilation) > 1 and max(stride) == 1 and not transposed and bias is None:
+                # The penalty of wgan_gp.py needs the gradient of the gradient. For a weight, PyTorch writes it as a
+                # convolution with the gradients of all places as one large kernel; it is convolved_weight
+                kernel = [a + 2 * p - d * (k - 1) for a, k, _, p, d, _ in sides]
+                if all(k < of for k, of in zip(kernel, weight.shape[2:], strict=True)):
+                    x, small = x.transpose(0, 1), weight.transpose(0, 1)
+                    like = x.new_empty(small.shape[1], x.shape[1], *kernel)
+                    given = small, x, like, None, dilation, padding, [1, 1], False, [0, 0], 1, [False, True, False]
+                    return torch.ops.aten.convolution_backward(*given)[1].transpose(0, 1)
+            elif max(dilation) == 1 and transposed:
+                large = [(a - 1) * s - 2 * p + k + o for a, k, s, p, _, o in sides]
+                if pays(large, size, weight.shape[0], stride, n / few):
+                    y = convolved_back(x, weight, large, stride, padding)
+                    return y if bias is None else y + bias[:, None, None]
+            elif max(dilation) == 1:
+                small = [(a + 2 * p - k) // s + 1 for a, k, s, p, _, _ in sides]
+                if pays(size, small, weight.shape[0], stride, n / few):
+                    return convolved(x, weight, bias, stride, padding)
+        return plain.call_boxed(
+            keys, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+        )  # fmt: skip
+
+    def convolution_backward(keys, gradient, x, weight, *rest):
+        _, stride, padding, dilation, transposed, _, groups, mask = rest
+        found, mask = [None, None, None], list(mask)
+        if x.dtype == dtype and x.ndim == 4 and groups == 1 and max(dilation) == 1:
+            large, small = (gradient, x) if transposed else (x, gradient)
+            sizes, channels, places = (large.shape[2:], small.shape[2:]), small.shape[1], len(x) / few
+            if mask[0] and pays(*sizes, channels, stride, places):
+                mask[0] = False
+                found[0] = (convolved(gradient, weight, None, stride, padding) if transposed else
+                            convolved_back(gradient, weight, x.shape[2:], stride, padding))  # fmt: skip
+            if mask[1] and pays(*sizes, channels, stride, places / 4):
+                mask[1] = False
+                found[1] = convolved_weight(large, small, weight.shape[2:], stride, padding)
+        if any(mask):
+            others = plain_backward.call_boxed(keys, gradient, x, weight, *rest[:-1], mask)
+            found = [mine if other is None else other for mine, other in zip(found, others, strict=True)]
+        return tuple(found)
+
+    library = torch.library.Library("aten", "IMPL")
+    for name, own in zip(CONVOLUTIONS, (convolution, convolution_backward), strict=True):
+        library.impl(name, own, "CPU", with_keyset=True)
+    return library  # PyTorch goes back to its own when this is gone
+
+
+CONVOLUTIONS = "convolution", "convolution_backward"
 
 
 def grid(images, columns=None):

@@ -131,7 +131,7 @@ def extractor(name, precision):
     with contextlib.redirect_stdout(io.StringIO()):
         state = pytorch_fid._inception_v3(num_classes=1008, aux_logits=False, weights=None).state_dict()
     if name == "ours":
-        datasets.keep_memory()  # as pick_device does
+        datasets.pick_device("cpu")
         weights = metrics.Weights(state, "random")
         return lambda: float(metrics.features(images, (2048,), weights, precision=precision)[2048].mean())
     pytorch_fid.load_state_dict_from_url = lambda *args, **kwargs: state

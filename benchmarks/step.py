@@ -23,7 +23,8 @@ convolutional networks, of a large matrix product for vae_mlp, in the same preci
 --ablation takes one trick at a time out of ours, and these variants take turns with ours in the same way: images
 decoded from files by the textbook's loader at every step; tensors contiguous instead of channels last; Adam weight by
 weight in a loop instead of one kernel; on Linux, memory that goes back to the system when it is freed; and where ours
-has them, fp32 instead of bf16, and every operation launched by itself instead of the captured step.
+has them, oneDNN's convolutions instead of our own (processors with AMX), fp32 instead of bf16, and every operation
+launched by itself instead of the captured step.
 """
 
 import argparse
@@ -85,7 +86,7 @@ import vae_mlp
 import wgan_gp
 
 LATENT, CLASSES, CRITIC_STEPS = 100, 5, 5
-TRICKS = "data in memory", "channels last", "fused Adam", "kept memory", "bf16", "captured step"
+TRICKS = "data in memory", "channels last", "fused Adam", "kept memory", "own convolutions", "bf16", "captured step"
 
 
 def processor():
@@ -387,6 +388,8 @@ def begin(kind, args, folder, device, precision):
     else:
         without = kind.removeprefix("ours").removeprefix("without ")
         datasets.keep_memory(device.type == "cpu" and without != "kept memory")  # as pick_device does
+        if device.type == "cpu" and datasets.matrix_units() and without != "own convolutions":
+            datasets.quick_convolutions()
         side = ours(args, some_images(args), device, precision, without, folder)
     for _ in range(2 if device.type == "cpu" else 20):
         next(side)
@@ -420,6 +423,7 @@ def ablate(args, device, precision):
     """One script: what is left of our speed without each of TRICKS that this device has. Returns a table's row."""
     there = {"bf16": precision == "bf16", "captured step": device.type == "cuda"}
     there |= {"channels last": args.script != "vae_mlp", "kept memory": device.type == "cpu"}
+    there["own convolutions"] = device.type == "cpu" and datasets.matrix_units() and args.script != "vae_mlp"
     kinds = ["ours", *(f"without {trick}" for trick in TRICKS if there.get(trick, True))]
     rounds = turns(kinds, args, device, precision)
     shares = {kind: statistics.median(row[k] / row[0] for row in rounds) for k, kind in enumerate(kinds)}

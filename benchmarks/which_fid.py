@@ -42,6 +42,15 @@ def like_tensorflow(images):
     return torch.cat([part.round().byte() for part in parts])
 
 
+def untrained(weights):
+    """The same network with random weights: He's for convolutions, and BatchNorm that changes nothing."""
+    state = {}
+    for name, value in weights.state.items():
+        one = name.endswith(("bn.weight", "running_var"))
+        state[name] = torch.nn.init.kaiming_normal_(value.clone()) if value.ndim > 1 else torch.full_like(value, one)
+    return metrics.Weights(state, "random")
+
+
 def jpeg(images, quality):
     def packed(image):
         Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=quality)
@@ -62,7 +71,7 @@ def main(args):
     fakes = importlib.import_module(checkpoint["script"]).generate(checkpoint, 3 * n, 0, device)
     fakes = fakes.expand(-1, 3, -1, -1)
 
-    def of(images, dim=args.dims, precision="fp32"):
+    def of(images, dim=args.dims, precision="fp32", weights=weights):
         return metrics.features(images, (dim,), weights, device, precision)[dim]
 
     x, y = of(pool[: 2 * n]), of(fakes)
@@ -106,6 +115,8 @@ def main(args):
         rounded = of(fake, precision="bf16")
         row("the network in bf16", metrics.fid(of(real, precision="bf16"), rounded))
         row("the network in bf16, for the generated ones only", metrics.fid(x[:n], rounded))
+    random = untrained(weights)
+    row("other weights (random ones): another scale", metrics.fid(of(real, weights=random), of(fake, weights=random)))
     for dim in metrics.DIMS:
         if dim != args.dims:
             try:

@@ -129,7 +129,7 @@ def test_which_fid(here, small_weights, capsys, monkeypatch):
     which = load("which_fid")
     which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=20, quick=False))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(lines) > 15 and sum(bool(re.search(r"\| \d+\.\d{3} \|$", line)) for line in lines) > 12
+    assert len(lines) > 16 and sum(bool(re.search(r"\| \d+\.\d{3} \|$", line)) for line in lines) > 12
     with pytest.raises(datasets.InputError, match="at most half"):
         which.main(argparse.Namespace(real="x.npz", fake="r", dims=64, weights=small_weights, images=21, quick=False))
     arrays = {"images": np.random.default_rng(0).integers(0, 256, (60, 16, 16), np.uint8), "split": np.arange(60) // 40}
