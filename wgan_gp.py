@@ -543,6 +543,8 @@ def main(args):
         return use_generator(SCRIPT, args, generate, interpolate)
     if args.arch == "resnet" and args.stages > 1:
         raise InputError("--arch resnet does not grow: leave out --stages")
+    if args.stages == 1 and args.resume is None and (idle := {"stage_steps", "fade_steps"} & set(args.explicit)):
+        raise InputError(f"--{min(idle).replace('_', '-')} does nothing without --stages: leave it out")
     if (args.fade_steps or 0) > args.stage_steps:
         raise InputError(f"--fade-steps {args.fade_steps} is longer than a stage (--stage-steps {args.stage_steps})")
     run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES, updates="critic_steps")

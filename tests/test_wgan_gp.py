@@ -458,6 +458,7 @@ def test_resume_is_exact_wherever_the_network_grows(growing):
     "words, problem",
     [
         ("--arch resnet --stages 2", "does not grow"),
+        ("--stage-steps 10", "--stage-steps does nothing without --stages"),
         ("--size 16 --stages 3", "below 8x8"),
         ("--stages 2 --stage-steps 10 --fade-steps 11", "is longer than a stage"),
         ("--penalty-weight -1", "is not a number of at least 0"),
