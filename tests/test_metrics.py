@@ -881,3 +881,14 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / (2**20 if 
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(found.stdout) < 300  # MB; macOS counts bytes, Linux kilobytes
+
+
+def test_the_classifier_mirrors_colour_only():
+    """Bright on the left or on the right: grey pictures tell the two apart; mirrored ones, in colour, cannot."""
+    labels = torch.arange(200) % 2
+    images = torch.randint(0, 100, (200, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[labels == 0, :, :, :8] += 100
+    images[labels == 1, :, :, 8:] += 100
+    found = {c: metrics.classifier(images.expand(-1, c, -1, -1), labels, 2, steps=40) for c in (1, 3)}
+    right = {c: (predict(images.expand(-1, c, -1, -1)) == labels).float().mean() for c, predict in found.items()}
+    assert right[1] > 0.95 and right[3] < 0.8
