@@ -1277,7 +1277,7 @@ def convolved_back(small, weight, size, stride, padding):
         (down, height, rows), (right, width, columns) = part(0, a), part(1, b)
         taps = weight[:, :, down :: stride[0], right :: stride[1]].flip(2, 3)  # (O, C, height, width)
         seen = patches(images, (height, width), (1, 1), rows, columns)
-        large[:, a :: stride[0], b :: stride[1]] = F.linear(seen, taps.permute(1, 2, 3, 0).flatten(1))
+        large[:, a :: stride[0], b :: stride[1]] = seen @ taps.permute(2, 3, 0, 1).flatten(0, 2)
     return large.permute(0, 3, 1, 2)
 
 
@@ -1341,6 +1341,9 @@ def quick_convolutions(dtype=torch.bfloat16, few=4):
             if mask[1] and pays(*sizes, channels, stride, places / 4):
                 mask[1] = False
                 found[1] = convolved_weight(large, small, weight.shape[2:], stride, padding)
+        if mask[2] and not (mask[0] or mask[1]):  # a bias; oneDNN would find the gradient of the weight for it as well
+            mask[2] = False
+            found[2] = gradient.sum((0, 2, 3))
         if any(mask):
             others = plain_backward.call_boxed(keys, gradient, x, weight, *rest[:-1], mask)
             found = [mine if other is None else other for mine, other in zip(found, others, strict=True)]

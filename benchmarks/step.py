@@ -423,7 +423,8 @@ def ablate(args, device, precision):
     """One script: what is left of our speed without each of TRICKS that this device has. Returns a table's row."""
     there = {"bf16": precision == "bf16", "captured step": device.type == "cuda"}
     there |= {"channels last": args.script != "vae_mlp", "kept memory": device.type == "cpu"}
-    there["own convolutions"] = device.type == "cpu" and datasets.matrix_units() and args.script != "vae_mlp"
+    amx = device.type == "cpu" and datasets.matrix_units()
+    there["own convolutions"] = amx and there["bf16"] and there["channels last"]
     kinds = ["ours", *(f"without {trick}" for trick in TRICKS if there.get(trick, True))]
     rounds = turns(kinds, args, device, precision)
     shares = {kind: statistics.median(row[k] / row[0] for row in rounds) for k, kind in enumerate(kinds)}

@@ -297,9 +297,11 @@ def test_train_step_is_the_textbook_loop(name, changes):
     losses = train(name, ours, 6)
     torch.manual_seed(5)
     torch.testing.assert_close(losses[:, :2], textbook(name, *theirs, steps=6), rtol=1e-3, atol=1e-3)
-    for network, other in ((ours[2], theirs[2]), (ours[4], theirs[4])):
-        for p, q in zip(network.parameters(), other.parameters(), strict=True) if network is not None else ():
-            torch.testing.assert_close(p, q, rtol=2e-2, atol=3e-4)
+    start = setting(name, **changes)
+    for k in (2, 4) if ours[4] is not None else (2,):
+        for p, q, first in zip(ours[k].parameters(), theirs[k].parameters(), start[k].parameters(), strict=True):
+            # As a whole: where a gradient is nothing but rounding, Adam moves a weight as far as any other
+            assert (p - q).norm() <= 0.03 * (q - first).norm()
     if ours[4] is not None:
         for average, other in zip(ours[4].buffers(), theirs[4].buffers(), strict=True):
             if average.is_floating_point():

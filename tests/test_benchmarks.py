@@ -62,8 +62,8 @@ def test_ablation(capsys, monkeypatch):
     step.main(step.parse_args([*tiny.split(), "--precision", "fp32"]))
     table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [len(row) for row in table] == [2 + len(step.TRICKS)] * 4
-    assert [cell.strip() == "-" for cell in table[2][2:]] == [False, False, False, False, True, True]
-    assert [cell.strip() == "-" for cell in table[3][2:]] == [False, True, False, False, True, True]
+    assert [cell.strip() == "-" for cell in table[2][2:]] == [False, False, False, False, True, True, True]
+    assert [cell.strip() == "-" for cell in table[3][2:]] == [False, True, False, False, True, True, True]
 
 
 def begin(kind):

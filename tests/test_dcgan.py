@@ -187,10 +187,12 @@ def test_channels_last_gives_the_plain_gradients():
 
 
 def test_bf16_gives_nearly_the_plain_gradients():
-    """bf16 keeps 8 bits: 0.4 % a rounding. Through a dozen layers 10 % of a tensor's norm is the tolerance."""
+    """bf16 keeps 8 bits: 0.4 % a rounding. Through a dozen layers 5 % of the whole gradient is the tolerance, 20 % of
+    each tensor's: BatchNorm's offsets are sums in which most cancels (12 % with AMX)."""
     pairs = gradients(setting(torch.channels_last, torch.bfloat16)), gradients(setting())
     assert all(p.dtype == torch.float32 for p in pairs[0])
-    assert relative(*pairs) < 0.1
+    assert relative(*pairs) < 0.2
+    assert relative(*([torch.cat([p.flatten() for p in of])] for of in pairs)) < 0.05
 
 
 def test_twenty_steps_of_the_fast_and_the_plain_path():
