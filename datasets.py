@@ -1298,9 +1298,9 @@ def quick_convolutions(dtype=torch.bfloat16, few=4):
     """
     plain, plain_backward = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in CONVOLUTIONS)
 
-    def pays(large, small, channels, stride, places):  # not where most of the kernel lies outside: 1x1 -> 4x4
+    def pays(n, large, small, channels, stride, few=few):  # not where most of the kernel lies outside: 1x1 -> 4x4
         full = math.prod(large) <= 2 * math.prod(stride) * math.prod(small)
-        return full and places * math.prod(small) <= channels
+        return full and n * math.prod(small) <= few * channels
 
     def convolution(keys, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
         if x.dtype == dtype and x.ndim == 4 and groups == 1:
@@ -1317,33 +1317,32 @@ def quick_convolutions(dtype=torch.bfloat16, few=4):
                     return torch.ops.aten.convolution_backward(*given)[1].transpose(0, 1)
             elif max(dilation) == 1 and transposed:
                 large = [(a - 1) * s - 2 * p + k + o for a, k, s, p, _, o in sides]
-                if pays(large, size, weight.shape[0], stride, n / few):
+                if pays(n, large, size, weight.shape[0], stride):
                     y = convolved_back(x, weight, large, stride, padding)
                     return y if bias is None else y + bias[:, None, None]
             elif max(dilation) == 1:
                 small = [(a + 2 * p - k) // s + 1 for a, k, s, p, _, _ in sides]
-                if pays(size, small, weight.shape[0], stride, n / few):
+                if pays(n, size, small, weight.shape[0], stride):
                     return convolved(x, weight, bias, stride, padding)
-        return plain.call_boxed(
-            keys, x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-        )  # fmt: skip
+        given = x, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+        return plain.call_boxed(keys, *given)
 
     def convolution_backward(keys, gradient, x, weight, *rest):
         _, stride, padding, dilation, transposed, _, groups, mask = rest
         found, mask = [None, None, None], list(mask)
         if x.dtype == dtype and x.ndim == 4 and groups == 1 and max(dilation) == 1:
             large, small = (gradient, x) if transposed else (x, gradient)
-            sizes, channels, places = (large.shape[2:], small.shape[2:]), small.shape[1], len(x) / few
-            if mask[0] and pays(*sizes, channels, stride, places):
+            given = len(x), large.shape[2:], small.shape[2:], small.shape[1], stride
+            if mask[0] and pays(*given):
                 mask[0] = False
                 found[0] = (convolved(gradient, weight, None, stride, padding) if transposed else
                             convolved_back(gradient, weight, x.shape[2:], stride, padding))  # fmt: skip
-            if mask[1] and pays(*sizes, channels, stride, places / 4):
+            if mask[1] and pays(*given, 4 * few):
                 mask[1] = False
                 found[1] = convolved_weight(large, small, weight.shape[2:], stride, padding)
-        if mask[2] and not (mask[0] or mask[1]):  # a bias; oneDNN would find the gradient of the weight for it as well
-            mask[2] = False
-            found[2] = gradient.sum((0, 2, 3))
+                if mask[2]:  # for a bias alone, oneDNN would find the gradient of the weight again
+                    mask[2] = False
+                    found[2] = gradient.sum((0, 2, 3))
         if any(mask):
             others = plain_backward.call_boxed(keys, gradient, x, weight, *rest[:-1], mask)
             found = [mine if other is None else other for mine, other in zip(found, others, strict=True)]

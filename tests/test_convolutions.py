@@ -81,6 +81,11 @@ def results():
         (slope,) = torch.autograd.grad(out.square().sum(), given, create_graph=True)
         weights = [p for p in network.parameters() if p.ndim > 1]
         found += [out, slope, *torch.autograd.grad(slope.square().sum(), weights)]
+    for layer, x in (
+        (torch.nn.Conv1d(4, 6, 3), torch.randn(2, 4, 5)), (torch.nn.Conv2d(4, 6, 3), torch.randn(2, 4, 5, 5)),
+    ):
+        layer.weight.requires_grad_(False)  # only the bias learns
+        found += torch.autograd.grad(layer(x).exp().sum(), [layer.bias])
     return [f.detach().clone() for f in found]
 
 torch.set_default_dtype(torch.float64)
