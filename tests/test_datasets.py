@@ -713,14 +713,10 @@ def new_pages():
 
 for set_up in lambda: None, lambda: datasets.keep_memory(False), lambda: datasets.pick_device("cpu"):
     set_up()
-    new_pages()
-    print(*(new_pages() for _ in range(3)))
+    print(*(new_pages() for _ in range(20)))
 """
-    # One process of hundreds still got new pages for three blocks of four; why is not known. So: one of three.
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-        before, usual, kept = (list(map(int, line.split())) for line in done.stdout.splitlines())
-        assert min(before) >= 80 and min(usual) > max(before) / 2  # pages of 2 MB, or 512 times as many
-        if max(kept) < min(before) / 10:
-            return
-    pytest.fail(f"pages of four blocks of 40 MB: {done.stdout}")
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, usual, kept = (list(map(int, line.split())) for line in done.stdout.splitlines())
+    assert min(before) >= 80 and min(usual) > max(before) / 2  # pages of 2 MB, or 512 times as many
+    # In the end, not at once: a small object in a freed block makes it too small, and some processes need a few blocks
+    assert max(kept[-5:]) < min(before) / 10, done.stdout
