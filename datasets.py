@@ -1098,8 +1098,8 @@ def run_program(name, main, args):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     try:
         main(args)
-        if WORLD > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if WORLD > 1:
+            leave(0)
     except BrokenPipeError:  # of `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor what is still to be written
         sys.exit(141)
@@ -1112,13 +1112,20 @@ def run_program(name, main, args):
             raise
         if RANK == 0 or not isinstance(problem, InputError):  # bad input is the same for all: one of them says it
             print(f"{name}: error: {problem if isinstance(problem, InputError) else short(problem)}", file=sys.stderr)
-        if WORLD > 1:  # an orderly exit may abort in gloo's threads, which miss the other process
-            sys.stderr.flush()
-            os._exit(2)
-        sys.exit(2)
+        leave(2)
     except KeyboardInterrupt:  # the training loop handles Ctrl-C itself
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def leave(code):
+    """End the program. One of several processes ends at once: in an orderly exit gloo's threads may still want Python,
+    or another process that has ended, and abort."""
+    if WORLD > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def write_atomic(path, write):
@@ -1296,7 +1303,8 @@ def quick_convolutions(dtype=torch.bfloat16, few=4):
     for a weight's gradient. From now on PyTorch uses them for this dtype on the CPU, whoever calls; gradients, and the
     gradients of those, are made of them, too.
     """
-    plain, plain_backward = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in CONVOLUTIONS)
+    names = "convolution", "convolution_backward"
+    plain, plain_backward = (torch.library.get_kernel(f"aten::{name}", "CPU") for name in names)
 
     def pays(n, large, small, channels, stride, few=few):  # not where most of the kernel lies outside: 1x1 -> 4x4
         full = math.prod(large) <= 2 * math.prod(stride) * math.prod(small)
@@ -1349,12 +1357,9 @@ def quick_convolutions(dtype=torch.bfloat16, few=4):
         return tuple(found)
 
     library = torch.library.Library("aten", "IMPL")
-    for name, own in zip(CONVOLUTIONS, (convolution, convolution_backward), strict=True):
+    for name, own in zip(names, (convolution, convolution_backward), strict=True):
         library.impl(name, own, "CPU", with_keyset=True)
     return library  # PyTorch goes back to its own when this is gone
-
-
-CONVOLUTIONS = "convolution", "convolution_backward"
 
 
 def grid(images, columns=None):
@@ -1638,7 +1643,7 @@ class Run:
         if self.step < self.total:
             go_on = f"{START} {self.script}.py --resume {shlex.quote(str(self.path))}"
             print(f"stopped and saved at step {self.step} of {self.total}; go on with: {go_on}")
-            sys.exit(128 + self.stop[0])
+            leave(128 + self.stop[0])
         print(f"done: {self.step} steps in {self.seconds:.0f} s; pictures in {self.path / 'samples'}")
 
     def signalled(self, number, _):
