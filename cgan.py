@@ -46,6 +46,8 @@ it a conditional GAN is in `Generator`, `Discriminator`, the losses and `train_s
 import argparse
 import sys
 
+R0 = {"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"}
+
 # A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
 PRESETS = {
     "shapes": dict(  # what `python cgan.py` alone runs: small enough for a laptop without a GPU
@@ -57,13 +59,13 @@ PRESETS = {
     "animals": dict(
         data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4, lr_d=1e-4, g_steps=2,
         r1=1.0, noise=0.1, noise_steps=5000,
-        report={"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"},
+        report=R0,
     ),
     # What is left of R0's own list of missing pieces after the ablation in the README
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4, lr_d=2.5e-4, ema=0.995,
         class_scale=1 / 128, d_norm="batch", loss="logistic",
-        report={"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"},
+        report=R0,
     ),
     # R4b. Stated: the networks in words, AdamW, rates, batch, epochs, two updates of the generator, a term of image
     # similarity. Ours: its weight, all sizes, torchvision's stem (made for 224 pixels), AdamW's usual momentum, decay
