@@ -29,7 +29,7 @@ both terms are nats per picture, summed over its D values and over the latents, 
     R2   sum of cross-entropy + sum of KL                        bernoulli, kl_weight 1
     R0   mean squared error + 1.0 * mean of KL over 256 latents  times D/2: gaussian, D/512 = 24 at D = 3x64x64
     R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
-         the same on values in [0, 1], as MNIST is usually read  times 4 D/2: 0.0005 D = 0.392 at D = 28x28
+         the same on values in [0, 1], as MNIST is usually read  times 4 D/2: 0.0005 D = 0.512 at D = 32x32
 
     python vae_mlp.py                                            # built-in shapes: two to three minutes on two cores
     python vae_mlp.py --data photos/ --size 64 --epochs 100      # your own pictures: a folder, a zip, an .npz
