@@ -55,9 +55,9 @@ PRESETS = {
         data="animals", size=64, width=64, batch=64, steps=100_000, lr=2e-4, ema=0.9995, flip=True, guidance=2.0,
         sample_every=5000, save_every=5000, report=R4C,
     ),
-    "mnist": dict(  # a quarter of an hour on two cores
+    "mnist": dict(  # a quarter of an hour on two older CPU cores, 6 minutes with AMX
         data="mnist", size=32, width=32, blocks=1, batch=32, steps=2200, lr=2e-3, lr_decay=0.99895, ema=0.99,
-        dropout=0.0, guidance=2.0, sample_steps=20, eta=1.0, sample_every=550, save_every=550, report=R4C,
+        dropout=0.0, guidance=3.0, sample_steps=20, eta=1.0, sample_every=550, save_every=550, report=R4C,
     ),
     "small": dict(  # a few hundred pictures, which a network of this size could learn by heart: hence the dropout
         size=32, width=32, blocks=1, batch=32, steps=4000, lr=1e-3, lr_decay=0.9995, ema=0.995, dropout=0.2,
