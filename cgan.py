@@ -4,7 +4,9 @@ As in dcgan.py a generator and a discriminator are trained against each other. T
 If it ignores y it must lose, so the discriminator has to judge the class, too, in one of two ways:
 
     --condition auxiliary    it has a second output, a guess of the class, and both networks want the guess to be right
-                             (Odena, Olah, Shlens 2017, arXiv 1610.09585)
+                             (Odena, Olah, Shlens 2017, arXiv 1610.09585). With --class-from both the discriminator
+                             learns it from real and generated pictures, as in that paper, and the two can agree on
+                             classes that nobody else can see; with --class-from real it only learns what is true
     --condition projection   it is given y, and its score is <e(y), h(x)> + w h(x), with features h of the picture and
                              an embedding e of the class (Miyato, Koyama 2018, 1802.05637)
 
@@ -64,7 +66,7 @@ PRESETS = {
     # What is left of R0's own list of missing pieces after the ablation in the README
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4, lr_d=2.5e-4, ema=0.995,
-        class_scale=1 / 128, d_norm="batch", loss="logistic",
+        class_scale=1 / 128, class_from="real", d_norm="batch", loss="logistic",
         report=R0,
     ),
     # R4b. Stated: the networks in words, AdamW, rates, batch, epochs, two updates of the generator, a term of image
@@ -178,6 +180,7 @@ FLAGS = COMMON | {
     "beta1": (0.5, number(float, 0, 1), "Adam's momentum"),
     "weight_decay": (0.0, number(float, 0), "AdamW's: weights shrink by lr times this at every step"),
     "condition": ("auxiliary", ["auxiliary", "projection"], "how the discriminator of --arch dcgan uses the class"),
+    "class_from": ("both", ["both", "real"], "pictures from which --condition auxiliary learns to tell the classes"),
     "class_scale": (
         1.0,
         number(float, 1e-12),
@@ -471,9 +474,9 @@ def train_step(now, args, batches, generator, discriminator, opt_g, opt_d, avera
             on_fake, class_fake = discriminator(seen(fake.float()), y)
         d_real, d_fake = loss_d(on_real, True, args.loss), loss_d(on_fake, False, args.loss)
         total = d_real + d_fake
-        if class_real is not None:  # the guess of the class, on both kinds of pictures (Odena et al., equation 3)
+        if class_real is not None:  # the guess of the class; on both kinds of pictures it is Odena et al., equation 3
             of_real, of_fake = (F.cross_entropy(guess.float(), labels) for guess in (class_real, class_fake))
-            total = total + of_real + of_fake
+            total = total + of_real + (of_fake if args.class_from == "both" else 0)
         # R1 at every few updates only, and as many times as strong ("lazy": Karras et al. 2020, 1912.04958, appendix B)
         if takes_r1:
             slope = args.r1_every * slope_at_real(discriminator, seen(real), y)
@@ -573,8 +576,11 @@ def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu"
 def main(args):
     if args.load:
         return use_generator(SCRIPT, args, generate, interpolate)
-    if args.arch == "resnet18" and (idle := {"condition", "class_scale", "d_norm"} & set(args.explicit)):
-        raise InputError(f"--{min(idle).replace('_', '-')} does nothing with --arch resnet18: leave it out")
+    idle = {"condition", "class_from", "class_scale", "d_norm"} if args.arch == "resnet18" else set()
+    idle |= {"class_from"} if args.condition == "projection" else set()
+    if idle := idle & set(args.explicit):
+        other = "arch resnet18" if args.arch == "resnet18" else "condition projection"
+        raise InputError(f"--{min(idle).replace('_', '-')} does nothing with --{other}: leave it out")
     if args.r1 > 0 and (args.arch == "resnet18" or args.d_norm == "batch"):
         why = "behind BatchNorm a score depends on the whole batch"
         raise InputError(f"--r1 {args.r1} goes with --arch dcgan --d-norm spectral ({why}): --r1 0 turns it off")

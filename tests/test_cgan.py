@@ -242,6 +242,7 @@ def pair(args, seed=0):
     [
         "--noise=0.2 --noise-steps=4 --d-steps=2 --r1=3 --r1-every=3 --lr-d=0.02 --ema=0.5 --lr-decay=0.9",
         "--condition=projection --loss=logistic --d-norm=batch --class-scale=0.1 --g-steps=2",
+        "--class-from=real --loss=logistic --d-norm=batch --d-steps=2",
         "--arch=resnet18 --loss=logistic --similarity=0.7 --g-steps=2 --lr=0.002 --size=32",
     ],
 )
@@ -293,7 +294,7 @@ def compare_with_the_plain_algorithm(given):
             loss = on_real + on_fake
             if real_class is not None:
                 guess = [-torch.log_softmax(v, 1)[range(4), c].mean() for v in (real_class, fake_class)]
-                loss = loss + sum(guess)
+                loss = loss + (guess[0] if args.class_from == "real" else guess[0] + guess[1])
             if args.r1 and count % args.r1_every == 0:
                 at = (x + sigma * torch.randn_like(x)).requires_grad_()
                 (slope,) = torch.autograd.grad(discriminator(at, y)[0].sum(), at, create_graph=True)
@@ -482,6 +483,12 @@ def test_the_strip_shows_every_class(trained):
         (dict(labels=np.full(20, 7), classes=["a", "b"]), [], "label"),
         (dict(labels=np.full(20, -1), classes=["a", "b"]), [], "label"),
         (dict(labels=np.arange(20) % 2), ["--arch=resnet18", "--d-norm=batch"], "--d-norm does nothing"),
+        (dict(labels=np.arange(20) % 2), ["--arch=resnet18", "--class-from=real"], "--class-from does nothing"),
+        (
+            dict(labels=np.arange(20) % 2),
+            ["--condition=projection", "--class-from=real"],
+            "--class-from does nothing with --condition projection",
+        ),
         (dict(labels=np.arange(20) % 2), ["--d-norm=batch", "--r1=1"], "--d-norm spectral"),
         (dict(labels=np.arange(20) % 2), ["--arch=resnet18", "--r1=1"], "--d-norm spectral"),
     ],
