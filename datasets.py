@@ -1834,10 +1834,11 @@ class Run:
                 fake, asked = generate(checkpoint, count, seed, self.device), random_labels(counts, count, seed)
                 settings = {name: getattr(args, name) for name in ("dims", "weights", "eval_images")}
                 values += metrics.conditional(self.data, self.held_out, fake, asked, device=self.device, **settings)
-            result = {"values": values, "report": report, "weights": weights_used(checkpoint)}
-            write_text(self.path / "metrics.json", json.dumps(result, indent=1))
             others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}
-            if changed := " ".join(f"--{k.replace('_', '-')} {v}" for k, v in others.items() if v is not None):
+            changed = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in others.items() if v is not None)
+            result = {"values": values, "report": report, "weights": weights_used(checkpoint), "changed": changed}
+            write_text(self.path / "metrics.json", json.dumps(result, indent=1))
+            if changed:
                 print(f"\nnot quite the preset {args.preset}: {changed}")
             print(f"\npreset {args.preset}, ours beside the report's; the report's protocol: {report['protocol']}")
             print(metrics.table(values, report))

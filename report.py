@@ -588,7 +588,8 @@ def figures(folder):
         else:
             real = metrics.shown(v, "real") if v.get("real") is not None else ""
             found[metrics.title(v)] = metrics.shown(v) + theirs, real, v["protocol"]
-    found["the report"] = "", "", last["report"]["protocol"]
+    changed = f"; this run is not quite that preset: {last['changed']}" if last.get("changed") else ""
+    found["the report"] = "", "", last["report"]["protocol"] + changed
     return found
 
 

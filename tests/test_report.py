@@ -454,6 +454,12 @@ def test_comparison(two_runs):
     assert table["FID-64"][2] == metrics.shown(values["FID-64"], "real")
     assert table["FID"][:2] == ["not measured (report: 132.7)", "-"]
     assert f"- FID-64 of r: {values['FID-64']['protocol']}" in text
+    (note,) = (line for line in text.splitlines() if line.startswith("- the report of r:"))
+    plan = dcgan.PRESETS["cats"]
+    assert note.startswith(f"- the report of r: {plan['report']['protocol']}; this run is not quite that preset: ")
+    flags = json.loads((two_runs[0] / "args.json").read_text())["flags"]
+    other = {name for name, value in plan.items() if name != "report" and flags[name] not in (value, None)}
+    assert other == {name[2:].replace("-", "_") for name in note.split() if name.startswith("--")} >= {"data", "batch"}
     assert "<td>model</td><td>dcgan --preset cats</td><td>wgan_gp</td>" in page and "<th>&lt;|&gt;</th>" in page
     assert (
         page.count('src="data:image/png;base64,') == page.count("src=") == 2
