@@ -1515,8 +1515,8 @@ class Run:
         self.sample_every, self.save_every = (
             every or max(self.per_epoch, 100) for every in (args.sample_every, args.save_every)
         )
-        if self.checkpoint and self.checkpoint["step"] >= self.total:
-            step = self.checkpoint["step"]
+        step = self.checkpoint["step"] if self.checkpoint else 0
+        if step > self.total or step == self.total and self.measured_at() in (step, None):
             raise InputError(f"'{self.path}' is finished ({step} steps): give a larger --steps or --epochs")
         self.halves = self.words = None
         if args.eval_images and (args.eval_every or "report" in self.preset) and not args.dry_run:
@@ -1541,6 +1541,15 @@ class Run:
         pool = self.held_out or load(self.args.data, self.args.size, "test")
         order = shuffled(len(pool.images), 0)
         return [pool.images[order[i::2][: self.args.eval_images]] for i in (0, 1)], f"{words} of {pool.name}"
+
+    def measured_at(self):
+        """The step that metrics.json is about (0: measuring was stopped before it was written); None: none is due."""
+        if not (self.args.eval_images and "report" in self.preset):
+            return None
+        try:
+            return json.loads((self.path / "metrics.json").read_text(encoding="utf-8")).get("step")
+        except (OSError, ValueError):
+            return 0
 
     def plan(self):
         """The last lines of --dry-run."""
@@ -1837,6 +1846,7 @@ class Run:
             others = {k: getattr(args, k) for k, v in self.preset.items() if k != "report" and getattr(args, k) != v}
             changed = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in others.items() if v is not None)
             result = {"values": values, "report": report, "weights": weights_used(checkpoint), "changed": changed}
+            result["step"] = checkpoint["step"]
             write_text(self.path / "metrics.json", json.dumps(result, indent=1))
             if changed:
                 print(f"\nnot quite the preset {args.preset}: {changed}")

@@ -581,6 +581,8 @@ def figures(folder):
         last = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return found
+    if last.get("step", checkpoint["step"]) != checkpoint["step"]:  # trained further, and not measured again
+        found["step of the figures below"] = f"{last['step']:,}", "", "the run has been prolonged since"
     for v in last["values"]:
         theirs = f" (report: {last['report'][v['name']]:,})" if v["name"] in last["report"] else ""
         if v["value"] is None:

@@ -470,6 +470,10 @@ def test_comparison_on_the_command_line(two_runs, here, monkeypatch, capsys):
     report.main(report.parse_args(["r", "<|>"]))
     assert "wrote comparison.md\nwrote comparison.html\n" in capsys.readouterr().out
     assert (here / "comparison.md").read_text(encoding="utf-8") == report.compare(two_runs)[0]
+    path = two_runs[0] / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 4}))  # as if six steps were not measured yet
+    text = report.compare(two_runs)[0]
+    assert "| step of the figures below | 4 |" in text and "below of r: the run has been prolonged since" in text
     (two_runs[1] / "log.csv").unlink()
     with pytest.raises(datasets.InputError, match="no comparison of these runs: log.csv has no rows"):
         report.main(report.parse_args(["r", "<|>"]))

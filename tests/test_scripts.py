@@ -437,12 +437,20 @@ def test_evaluation_without_weights_goes_on(tiny, name, monkeypatch, capsys):
     train(name, "--preset", PRESET[name], "--steps", "2", "--eval-images", "10", "--out", "r")
     out = capsys.readouterr().out
     assert "FID-768" in out and "not measured here" in out and "collapse (pixels)" in out and "real images" in out
-    values = json.loads((tiny / "r/metrics.json").read_text(encoding="utf-8"))["values"]
+    found = json.loads((tiny / "r/metrics.json").read_text(encoding="utf-8"))
+    values = found["values"]
     assert all(v["value"] is None for v in values if v["name"].startswith(("FID", "KID")))
     assert next(v for v in values if v["name"] == "collapse (pixels)")["pairs"] == 90
     assert not (tiny / "r/best.pt").exists()
     names = {v["name"] for v in values}
     assert ("bound (nats)" in names) == (name in AUTOENCODERS) and ("class accuracy" in names) == (name in CONDITIONAL)
+    # who stops the measuring after the last step has it made up for by --resume; then the run is finished
+    (tiny / "r/metrics.json").unlink()
+    run(name, "--resume", "r")
+    assert json.loads((tiny / "r/metrics.json").read_text(encoding="utf-8")) == found and found["step"] == 2
+    with pytest.raises(SystemExit):
+        run(name, "--resume", "r")
+    assert "is finished" in capsys.readouterr().err
 
 
 @every_script
