@@ -54,6 +54,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200 if start is None else 206, content[start or 0 :], "application/octet-stream")
 
     def answer(self, status, content, kind):
+        cut = self.server.cut.pop(0) if self.server.cut else None  # before the client, and so the test, hears anything
         self.send_response(status)
         self.send_header("Content-Type", kind)
         chunked = self.server.chunked and status in (200, 206)
@@ -62,9 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if chunked:  # its length is not said beforehand; the last chunk of 0 bytes is the end
             parts = [content[i : i + 1000] for i in range(0, len(content), 1000)]
             content = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in [*parts, b""])
-        cut = self.server.cut.pop(0) if self.server.cut else len(content)
         self.wfile.write(content[:cut])
-        if cut < len(content):
+        if cut is not None and cut < len(content):
             self.wfile.flush()
             self.server.reached.set()
             self.server.go_on.wait(60)
