@@ -257,13 +257,11 @@ def zeros(layer):
 
 
 class Attention(nn.Module):
-    """x + attention among its H*W places, with heads of 64 channels or a little more. (N, C, H, W) -> the same."""
+    """x + attention among its H*W places, with heads of at least 64 channels. (N, C, H, W) -> the same."""
 
     def __init__(self, channels):
         super().__init__()
-        self.heads = max(1, channels // 64)
-        while channels % self.heads:
-            self.heads -= 1
+        self.heads = math.gcd(channels, max(1, channels // 64))
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeros(nn.Conv2d(channels, channels, 1))
 
@@ -306,16 +304,15 @@ class UNet(nn.Module):
         # wave lengths from 2 pi to 20,000 pi steps, as in "Attention Is All You Need"
         waves = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2))
         self.register_buffer("waves", waves * (1000 / args.timesteps), persistent=False)
-        self.embed_time = nn.Sequential(
-            nn.Linear(2 * (width // 2), 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
-        )
-        self.embed_class = nn.Embedding(classes + 1, 4 * width)
+        wide = 4 * width
+        self.embed_time = nn.Sequential(nn.Linear(2 * (width // 2), wide), nn.SiLU(), nn.Linear(wide, wide))
+        self.embed_class = nn.Embedding(classes + 1, wide)
 
         sides = [args.size >> k for k in range(args.size.bit_length() - 3)]  # size, ..., 16, 8
         counts = [width if side == args.size else 2 * width for side in sides]
 
         def block(before, after, attention):
-            return Block(before, after, 4 * width, args.dropout, attention)
+            return Block(before, after, wide, args.dropout, attention)
 
         self.first = nn.Conv2d(colours, width, 3, 1, 1)
         self.down, self.up, before = nn.ModuleList(), nn.ModuleList(), width
@@ -333,8 +330,7 @@ class UNet(nn.Module):
 
     def forward(self, x, t, y):
         angles = t[:, None].float() * self.waves
-        embedding = self.embed_time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.embed_class(y)
-        embedding = F.silu(embedding)
+        embedding = F.silu(self.embed_time(torch.cat([angles.sin(), angles.cos()], dim=1)) + self.embed_class(y))
         h, seen = self.first(x), []
         for level, blocks in enumerate(self.down):
             if level > 0:
@@ -416,12 +412,9 @@ def check_sampling(args, given):
     if "sample_steps" not in given:
         args.sample_steps = min(args.sample_steps, args.timesteps)
     if args.sample_steps > args.timesteps:
-        there = f"{args.timesteps} steps that there are (--timesteps)"
-        raise InputError(f"--sample-steps {args.sample_steps} is more than the {there}")
+        raise InputError(f"--sample-steps {args.sample_steps} is more than the {args.timesteps} steps of --timesteps")
     if args.drop_label == 0 and args.guidance != 1:
-        raise InputError(
-            f"--guidance {args.guidance:g} needs a network that was also trained without the class (--drop-label)"
-        )
+        raise InputError(f"--guidance {args.guidance:g} needs a network trained without the class, too (--drop-label)")
 
 
 def sampling_times(args):
@@ -432,11 +425,8 @@ def sampling_times(args):
 
 def fresh_noise(seeds, t, x):
     """Noise of the shape of x (N, ...) for time t. A picture's depends on its seed and t only, not on the others."""
-    made = []
-    for seed in seeds:
-        generator = torch.Generator().manual_seed((2**31 + seed * 1_000_003 + t) % 2**32)
-        made.append(torch.randn(x.shape[1:], generator=generator))
-    return torch.stack(made).to(x.device)
+    generators = [torch.Generator().manual_seed((2**31 + seed * 1_000_003 + t) % 2**32) for seed in seeds]
+    return torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x.device)
 
 
 def without_noise(bars, t, x_t, eps):
@@ -448,8 +438,7 @@ def without_noise(bars, t, x_t, eps):
 def denoise(unet, x, y, args, seeds, clip=True):
     """The way from noise x (N, colours, size, size) to pictures of classes y: yields x_T, then x after every step.
 
-    seeds: N whole numbers, for the noise that is added on the way. clip: the guess of x_0 is cut to [-1, 1] each time,
-    as every picture is (Ho et al.'s code does so too).
+    seeds: N whole numbers, for the noise added on the way. clip: cut each guess of x_0 to [-1, 1], as Ho et al.'s code.
     """
     bars, times = alpha_bars(args.noise_schedule, args.timesteps), sampling_times(args)
     noisy = args.sampler == "ancestral" or args.eta > 0
@@ -564,9 +553,8 @@ def guided(checkpoint, strengths=(0.0, 1.0, 2.0, 4.0, 8.0), columns=10, seed=0, 
 def main(args):
     if args.load:
         chosen = {name: getattr(args, name) for name in SAMPLING if name in args.explicit}
-        return use_generator(
-            SCRIPT, args, functools.partial(generate, **chosen), functools.partial(interpolate, **chosen)
-        )
+        uses = functools.partial(generate, **chosen), functools.partial(interpolate, **chosen)
+        return use_generator(SCRIPT, args, *uses)
     if args.resume is None:
         check_sampling(args, args.explicit)
     run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES)
