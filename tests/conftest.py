@@ -1,12 +1,25 @@
+"""What the test files share: the import path, fixtures and helpers. No test imports another."""
+
 import os
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "data"  # real data, where they lie next to the project
 sys.path.insert(0, str(ROOT))
-REAL = ROOT.parent / "shared" / "data"  # real data, where they lie beside the project; tests skip without them
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """As in the processes that tests start: bits can depend on the number of threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -17,12 +30,33 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def tiny(here):
+    """A current folder with tiny.npz: 100 labeled color images of 16x16 in three classes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 4, 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+    labels = np.arange(100) % 3
+    np.savez(here / "tiny.npz", images=images, labels=labels, classes=["a", "b", "c"])
+    return here
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Runs end without report.py's pictures, which take longer than all steps of a tiny run."""
+    import report
+
+    monkeypatch.setattr(report, "report", lambda *_, **__: [])
+
+
+@pytest.fixture
 def real(here, tmp_path_factory):
-    """real("cats64.zip"): the path of a real data file; what is prepared of it is shared by all tests of a session."""
+    """real("cats64.zip"): the path of a real data file. Skips the test where it is absent.
+
+    All tests of a session share what is prepared from it.
+    """
 
     def path(name):
         if not (REAL / name).exists():
-            pytest.skip("the real data are not beside the project")
+            pytest.skip("the real data are not next to the project")
         return REAL / name
 
     base = tmp_path_factory.getbasetemp()
@@ -35,29 +69,27 @@ def real(here, tmp_path_factory):
 @pytest.fixture(scope="session")
 def oracle():
     """pytorch-fid's own network with random weights: (network, state dict)."""
-    import torch
-
     pytorch_fid = pytest.importorskip("pytorch_fid.inception")
     torch.manual_seed(0)
-    source = pytorch_fid._inception_v3(num_classes=1008, aux_logits=False, weights=None)
-    for layer in source.modules():  # BatchNorm that does something, and keeps the signal alive through 94 layers
+    network = pytorch_fid._inception_v3(num_classes=1008, aux_logits=False, weights=None)
+    for layer in network.modules():
         if isinstance(layer, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(layer.weight)
+        # BatchNorm that does something, and keeps the signal alive through 94 layers
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean.normal_(0, 0.1)
             layer.running_var.uniform_(0.8, 1.2)
             torch.nn.init.uniform_(layer.weight, 0.8, 1.2)
             torch.nn.init.normal_(layer.bias, 0, 0.1)
-    state = source.state_dict()
+    state = network.state_dict()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pytorch_fid, "load_state_dict_from_url", lambda *args, **kwargs: state)
+        patch.setattr(pytorch_fid, "load_state_dict_from_url", lambda *_, **__: state)
         return pytorch_fid.InceptionV3([0, 1, 2, 3]).eval(), state
 
 
 @pytest.fixture(scope="session")
 def random_weights(oracle, tmp_path_factory):
-    import torch
-
+    """A file with the oracle's weights."""
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(oracle[1], path)
     return path
@@ -66,19 +98,44 @@ def random_weights(oracle, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_weights(oracle, tmp_path_factory):
     """The first seven layers only: features of 64 and 192, which take a moment."""
-    import torch
+    import inception
 
-    import metrics
-
-    names = metrics.STAGES[64] + metrics.STAGES[192]
+    layers = inception.STAGES[64] + inception.STAGES[192]
+    state = {key: value for key, value in oracle[1].items() if key.split(".")[0] in layers}
     path = tmp_path_factory.mktemp("weights") / "small.pth"
-    torch.save({key: value for key, value in oracle[1].items() if key.split(".")[0] in names}, path)
+    torch.save(state, path)
     return path
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    """As the processes that tests start: bits can depend on the number. Two tests at once use two cores better."""
-    import torch
+def picture(seed, size=(20, 16), mode="RGB"):
+    """A smooth random PIL picture."""
+    rng = np.random.default_rng(seed)
+    low = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    return low.resize(size, Image.Resampling.BICUBIC).convert(mode)
 
-    torch.set_num_threads(1)
+
+def make_folder(root, names, **options):
+    """Save a picture under each of the names, in folders made as needed."""
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, **options).save(path)
+    return root
+
+
+def make_zip(folder, path):
+    """Pack all files of a folder."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+def program(folder, *arguments, **environment):
+    """Run `python arguments...` in a folder, in a process of its own with one thread."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
