@@ -1,175 +1,210 @@
-"""The captured step: a CUDA graph where there is a GPU, and here an imitation of one on the CPU.
+"""Captured steps: CUDA graphs on a GPU, and here a stand-in for them on the CPU.
 
-The imitation records the operations of a step with the tensors and numbers that they were given, and repeats exactly
-those. So a number that should have changed and was frozen, or a value that was read off the device, shows.
+The stand-in records the operations of a step with the tensors and numbers they were given, and
+repeats exactly those. So it shows if a number that changes was frozen, or a value was read off the
+device.
 """
 
 import contextlib
-import copy
+import functools
 import gc
-import importlib
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import datasets
-import report
-from datasets import Batches, Captured, Images, adam_kernel
+import training
+from sources import InputError, read_log
+from training import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_plots")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-# Everything that changes from step to step is a multiple of a power of two, so that float32 holds it exactly
-COMMON = ["--data=x", "--size=16", "--batch=8", "--lr=0.0009765625", "--lr-decay=0.5"]
-GAN = [*COMMON, "--width=4", "--latent-dim=8", "--noise=0.5", "--noise-steps=16"]
+
+# Whatever changes from step to step is a multiple of a power of two, so that float32 holds it.
+COMMON = "--data tiny.npz --size 16 --batch 8 --lr 0.0009765625 --lr-decay 0.5 --log-every 5"
+GAN = "--width 4 --latent-dim 8 --noise 0.5 --noise-steps 16"
 CASES = {
-    "dcgan": ("dcgan", [*GAN, "--ema=0.9"]),
-    "dcgan, several updates": ("dcgan", [*GAN, "--g-steps=2", "--d-steps=3"]),
-    "dcgan, resnet18": ("dcgan", [*GAN, "--arch=resnet18", "--weight-decay=0.01"]),
-    "cgan": ("cgan", [*GAN, "--r1=1", "--r1-every=3", "--ema=0.9", "--augment"]),
-    "cgan, several updates": ("cgan", [*GAN, "--r1=1", "--r1-every=4", "--d-steps=2", "--condition=projection"]),
-    "cgan, resnet18": ("cgan", [*GAN, "--arch=resnet18", "--r1=0", "--similarity=1", "--g-steps=2"]),
-    "wgan_gp": ("wgan_gp", [*GAN, "--critic-steps=2", "--ema=0.9"]),
-    "wgan_gp, growing": ("wgan_gp", [*GAN, "--stages=2", "--stage-steps=9", "--fade-steps=8", "--critic-steps=2"]),
-    "wgan_gp, resnet": ("wgan_gp", [*GAN, "--arch=resnet", "--critic-steps=1"]),
-    "vae_mlp": ("vae_mlp", [*COMMON, "--width=16", "--kl-warmup=8"]),
-    "cvae": ("cvae", [*COMMON, "--width=4", "--kl-warmup=8", "--ema=0.9", "--likelihood=sigma"]),
-    "ddpm": ("ddpm", [*COMMON, "--width=4", "--blocks=1", "--ema=0.9", "--flip"]),
+    "dcgan": f"{GAN} --ema 0.9",
+    "dcgan, several updates": f"{GAN} --g-steps 2 --d-steps 3",
+    "gan_resnet": f"{GAN} --weight-decay 0.01",
+    "gan_resnet, conditional": f"{GAN} --conditional --similarity 1 --g-steps 2",
+    "cgan": f"{GAN} --r1 1 --r1-every 3 --ema 0.9 --augment",
+    "cgan, several updates": f"{GAN} --r1 1 --r1-every 4 --d-steps 2 --condition projection",
+    "wgan_gp": f"{GAN} --critic-steps 2 --ema 0.9",
+    "wgan_gp, growing": f"{GAN} --stages 2 --stage-steps 9 --fade-steps 8 --critic-steps 2",
+    "wgan_gp, residual": f"{GAN} --arch resnet --critic-steps 1",
+    "vae_mlp": "--width 16 --kl-warmup 8",
+    "cvae": "--width 4 --kl-warmup 8 --ema 0.9 --likelihood sigma",
+    "ddpm": "--width 4 --blocks 1 --ema 0.9 --flip --timesteps 20 --sample-steps 2",
 }
 each_case = pytest.mark.parametrize("case", CASES)
+CPU = ("--device", "cpu", "--precision", "fp32")
 
 
-class Imitation(TorchDispatchMode):
-    """In place of torch.cuda.CUDAGraph. Unlike a GPU it also computes while it records, so one replay is due then."""
-
-    made = 0
+class StandIn(TorchDispatchMode):
+    """For torch.cuda.CUDAGraph. It computes while it records: the first replay is done already."""
 
     def __init__(self):
         super().__init__()
-        self.tape, self.due = [], False
-        Imitation.made += 1
+        self.tape = []
+        self.replays = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__ if hasattr(function, "overloadpacket") else str(function)
-        assert name not in ("_local_scalar_dense", "is_nonzero", "nonzero"), "the step reads a number off the device"
-        assert name not in ("lift_fresh", "item"), "the step makes a tensor of a number of the host"
-        found = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), "no float64 on a Mac"
-        self.tape.append((function, args, kwargs or {}, found))
-        return found
+        name = str(getattr(function, "overloadpacket", function)).removeprefix("aten.")
+        reads = ("_local_scalar_dense", "is_nonzero", "nonzero", "item")
+        assert name not in reads, "the step reads a number off the device"
+        assert name != "lift_fresh", "the step makes a tensor of a number of the host"
+        results = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(results):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.dtype != torch.float64, "no float64 on a Mac"
+        self.tape.append((function, args, kwargs or {}, results))
+        return results
 
     @torch.no_grad()
     def replay(self):
-        if not self.due:
-            self.due = True
+        self.replays += 1
+        if self.replays == 1:
             return
-        for function, args, kwargs, found in self.tape:
+        for function, args, kwargs, results in self.tape:
             again = function(*args, **kwargs)
-            for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+            for old, new in zip(tree_leaves(results), tree_leaves(again), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
-    def pool(self):
-        return "a pool"
-
 
 @pytest.fixture
-def imitated(monkeypatch):
-    """torch.cuda as far as Captured uses it."""
+def stand_in(monkeypatch):
+    """All captured steps of a program run on the stand-in. Gives a list of them."""
 
     @contextlib.contextmanager
     def record(graph, pool, stream, mode):
-        assert pool == ("a pool" if Imitation.made > 1 else None) and mode == "thread_local"
+        assert (pool, stream, mode) == ("a pool", "a stream", "thread_local")
         with graph:
             yield
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Imitation)
+    def rates_to_device(optimizers, device):
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]))
+
+    steps = []
+
+    def captured(step, device, no_graph=False):
+        steps.append(training.CapturedStep(step, device))
+        return steps[-1]
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandIn)
     monkeypatch.setattr(torch.cuda, "graph", record)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "a stream")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(training.CapturedStep, "stream", None)
+    monkeypatch.setattr(training, "captured", captured)
+    monkeypatch.setattr(training, "rates_to_device", rates_to_device)
+    return steps
 
 
-def setting(case, device="cpu", streamed=False, more=(), precision="fp32"):
-    """A training of the case from its start: (its Captured, the tensors that it changes). more: flags."""
-    name, given = CASES[case][0], [*CASES[case][1], *more]
-    script = importlib.import_module(name)
-    args = script.parse_args(given)
-    torch.manual_seed(0)
-    images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.arange(40) % 3
-    data = Images(images, labels, ["a", "b", "c"], "", "", False, "")
-    batches = Batches(data, args.batch, device, stream=streamed)
-    if name in ("dcgan", "cgan"):
-        classes = (3,) if name == "cgan" else ()
-        networks = [script.make_generator(args, 3, *classes), script.make_discriminator(args, 3, *classes)]
-    elif name == "wgan_gp":
-        networks = list(script.build(args, 3))
-    elif name == "vae_mlp":
-        networks = [script.VAE(16, 3, args.latent_dim, args.width)]
-    elif name == "ddpm":
-        networks = [script.UNet(args, 3, 3)]
-    else:
-        networks = [script.CVAE(16, 3, 3, args.latent_dim, args.width)]
-    networks = [network.to(device, memory_format=datasets.layout(device)) for network in networks]
-    optimisers = [torch.optim.AdamW(n.parameters(), args.lr, **adam_kernel(torch.device(device))) for n in networks]
-    average = copy.deepcopy(networks[0]) if args.ema else None
-    scale = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if name == "wgan_gp" else []
-    train = Captured(
-        script.train_step, script.schedule, args, batches, *networks, *optimisers, average, *scale,
-        lambda: datasets.autocast(torch.device(device), precision),
-    )  # fmt: skip
-    kept = [v for n in [*networks, average] if n is not None for v in n.state_dict().values()]
-    return train, kept
+def train(case, steps, out, *more):
+    """Run the script of a case; returns the tensors of its checkpoint and its losses."""
+    name = case.partition(",")[0]
+    script = training.load_script(name)
+    flags = f"{COMMON} {CASES[case]} --steps {steps} --out {out} --eval-images 0".split()
+    assert script.main([*flags, *more]) is None
+    checkpoint = read_checkpoint(out)
+    tensors = [t for state in checkpoint["models"].values() for t in state.values()]
+    for optimizer in checkpoint["optimizers"].values():
+        tensors += [t for state in optimizer["state"].values() for t in state.values()]
+    rows = read_log(Path(out) / "log.csv")
+    clock = ("seconds", "img_per_s")
+    return tensors, [{k: v for k, v in row.items() if k not in clock} for row in rows]
 
 
-def trained(case, steps, captured, **options):
-    train, kept = setting(case, **options)
-    train.on, Imitation.made = captured, 0
-    torch.manual_seed(1)
-    losses = torch.stack([train(step) for step in range(steps)])
-    return losses, kept, train
+def assert_equal(one, other):
+    assert one[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(one[0], other[0], strict=True))
 
 
 @each_case
-def test_a_replayed_step_is_the_plain_step(case, imitated, one_thread):
-    """25 steps: past the noise's end and into the last stage of growth, bit for bit."""
-    steps = 8 if "resnet18" in case else 25  # a ResNet-18 is large whatever the flags
-    losses, kept, _ = trained(case, steps, captured=False)
-    again, others, train = trained(case, steps, captured=True)
-    assert torch.equal(losses, again)
-    assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
-    assert Imitation.made == len(train.graphs) > 0
-    assert all(graph.due for graph, _ in train.graphs.values())
+def test_a_replayed_step_is_the_plain_step(tiny, case, request):
+    """Past the end of the noise and into the last stage of growth, bit for bit."""
+    steps = 9 if "gan_resnet" in case else 25  # a ResNet-18 is large, whatever the flags
+    plain = train(case, steps, "plain", *CPU)
+    used = request.getfixturevalue("stand_in")
+    assert_equal(plain, train(case, steps, "captured", *CPU))
+    graphs = [graph for step in used for graph, _, _ in step.graphs.values()]
+    assert len(graphs) >= 1 and all(graph.replays >= 1 for graph in graphs)
 
 
-def test_each_kind_of_step_has_its_graph(imitated, one_thread):
-    _, _, train = trained("cgan", 25, captured=True)
-    kinds = {(dict(kind)["r1"], "sigma" in dict(kind)) for kind in train.graphs}  # sigma: None once the noise has gone
-    assert kinds == {((True,), False), ((False,), False), ((False,), True)}
-    _, _, train = trained("wgan_gp, growing", 25, captured=True)
-    kinds = {(dict(kind)["stage"], "alpha" in dict(kind)) for kind in train.graphs}  # alpha: None when blended in
-    assert kinds == {(0, True), (1, False), (1, True)}
+def test_each_combination_has_a_graph_of_its_own(tiny, stand_in):
+    train("cgan", 25, "a", *CPU)
+    d_step = stand_in[0]
+    combinations = {(nones[-1], dict(constants)["take_r1"]) for nones, constants in d_step.graphs}
+    assert combinations == {(False, True), (False, False), (True, False)}  # sigma: None at the end
+    stand_in.clear()
+    train("wgan_gp, growing", 25, "b", *CPU)
+    critic_step = stand_in[0]
+    stages = {dict(constants)["stage"] for _, constants in critic_step.graphs}
+    assert stages == {0, 1}
 
 
-def test_batches_of_a_data_set_that_streams_in(imitated, one_thread):
-    losses, kept, _ = trained("dcgan, several updates", 12, captured=False)
-    again, others, train = trained("dcgan, several updates", 12, captured=True, streamed=True)
-    assert torch.equal(losses, again) and len(train.graphs) == 1
-    assert all(torch.equal(a, b) for a, b in zip(kept, others, strict=True))
-    train.batches.thread.shutdown()
+def test_streamed_batches(tiny, monkeypatch, request):
+    """Batches that a thread gathers give the same steps as those that lie on the device."""
+    plain = train("dcgan, several updates", 12, "plain", *CPU)
+    request.getfixturevalue("stand_in")
+    streamed = functools.partial(datasets.Batches, stream=True)
+    monkeypatch.setattr(datasets, "Batches", streamed)
+    assert_equal(plain, train("dcgan, several updates", 12, "captured", *CPU))
 
 
-def test_the_imitation_notices_what_a_graph_forbids(imitated):
+def test_a_frozen_number_shows(stand_in):
+    """What the stand-in is for: a Python number that changes, and a number read off the device."""
+    numbers = iter(range(100))
+    step = training.captured(lambda x: x + next(numbers), torch.device("cpu"))
+    results = [step(torch.zeros(2))[0].item() for _ in range(6)]
+    assert results == [0, 1, 2, 3, 3, 3]  # plain three times, then recorded with 3
     x = torch.ones(3)
-    for wrong in (lambda: x.sum().item(), lambda: x * torch.tensor(2.0), lambda: x.double(), lambda: bool(x[0] > 0)):
-        with pytest.raises(AssertionError), Imitation():
-            wrong()
+    wrong = [
+        lambda: x.sum().item(),
+        lambda: x * torch.tensor(2.0),
+        lambda: x.double(),
+        lambda: bool(x[0] > 0),
+    ]
+    for mistake in wrong:
+        with pytest.raises(AssertionError), StandIn():
+            mistake()
 
 
-def test_a_step_that_cannot_be_recorded_is_one_line(imitated, monkeypatch):
-    """PyTorch ends a broken recording with an error of its own, which says nothing: the first one is told."""
+def test_arguments_and_results(stand_in):
+    """Tensors are copied in, results are copies, None and constants choose the graph."""
+    calls = []
+
+    def step(x, sigma, twice=False):
+        calls.append(1)
+        x = x if sigma is None else x + sigma
+        return (2 * x if twice else x), x.sum()
+
+    captured = training.captured(step, torch.device("cpu"))
+    old = []
+    for k in range(8):
+        x = torch.full((2,), float(k))
+        sigma = training.scalar(0.5 * (k % 2), x.device)
+        for twice in (False, True):
+            double, total = captured(x, sigma, twice=twice)
+            seen = k + (0.5 if k % 2 else 0)
+            assert double.tolist() == [(1 + twice) * seen] * 2 and total == 2 * seen
+            old.append((double, double.clone()))
+    assert all(torch.equal(result, copy) for result, copy in old)
+    assert len(captured.graphs) == 4 and len(calls) == 4 * 4  # three plain calls and one capture
+
+
+def test_a_step_that_cannot_be_captured_is_one_line(stand_in, monkeypatch):
+    """PyTorch ends a broken capture with an error of its own that says nothing."""
 
     @contextlib.contextmanager
     def broken(*_):
@@ -180,78 +215,111 @@ def test_a_step_that_cannot_be_recorded_is_one_line(imitated, monkeypatch):
             raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(torch.cuda, "graph", broken)
+    step = training.captured(lambda x: x + 1, torch.device("cpu"))
+    for _ in range(3):
+        step(torch.zeros(1))
     problem = "operation not permitted when stream is capturing"
-    with pytest.raises(datasets.InputError, match=f"{problem}.*use --no-graph"):
-        trained("vae_mlp", 5, captured=True)
+    with pytest.raises(InputError, match=f"{problem}.*use --no-graph"):
+        step(torch.zeros(1))
     problem = "CUDA out of memory. Tried to allocate 2 GiB"
-    with pytest.raises(RuntimeError):
-        trained("vae_mlp", 5, captured=True)
+    with pytest.raises(RuntimeError, match="previous error"):
+        step(torch.zeros(1))
 
 
+def test_without_a_gpu_the_step_is_itself():
+    step = object()
+    assert training.captured(step, torch.device("cpu")) is step
+    assert training.captured(step, torch.device("mps")) is step
+    assert training.captured(step, torch.device("cuda"), no_graph=True) is step
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
+@pytest.mark.parametrize("case", ["cgan", "vae_mlp"])
+def test_memory_does_not_grow(tiny, case, monkeypatch):
+    """1,000 steps of a whole run with its logs: after 200, not 8 MB more are in use."""
+    used = []
+    count = training.Run.count
+
+    def counted(run, **losses):
+        count(run, **losses)
+        if run.step in (200, 1000):
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            used.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+    monkeypatch.setattr(training.Run, "count", counted)
+    more = ["--sample-every", "500", "--log-every", "100", "--batch", "4", "--lr-decay", "1"]
+    train(case, 1000, "r", *CPU, *more)
+    assert used[1] - used[0] < 8e6
+
+
+# --------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.gpu
 @CUDA
 @each_case
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["", "streamed"])
-def test_on_a_gpu_the_captured_step_is_the_plain_step(case, streamed, precision):
-    """The same random numbers, so the same path up to the order in which a GPU adds: after 24 steps, which every kind
-    of step has been replayed in, the two are 20 times closer to each other than to where they began. Streamed with
-    noise and a rate that change, else with steps of full length to the end."""
-    more = ["--lr-decay=1", *["--noise=0"] * (CASES[case][0] in ("dcgan", "cgan", "wgan_gp"))]
-    options = {"device": "cuda", "streamed": streamed, "more": [] if streamed else more, "precision": precision}
+def test_on_a_gpu_the_captured_step_is_the_plain_step(tiny, case, precision, streamed, monkeypatch):
+    """The same random numbers, so the same path up to the order in which a GPU adds.
 
-    def weights(train):
-        return [p for part in train.rest if isinstance(part, torch.nn.Module) for p in part.parameters()]
-
-    start = weights(setting(case, **options)[0])
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
-        losses, kept, plain = trained(case, 24, captured=False, **options)
-        again, others, train = trained(case, 24, captured=True, **options)
-    assert train.graphs and set(train.seen) == set(train.graphs)
-    torch.testing.assert_close(losses[-4:], again[-4:], rtol=5e-2, atol=5e-2)
-    apart, moved = (
-        sum((a - b).float().square().sum() for a, b in zip(weights(plain), side, strict=True)).sqrt()
-        for side in (weights(train), start)
+    After 24 steps, the two are 20 times closer to each other than to where they began.
+    """
+    monkeypatch.setattr(datasets, "Batches", functools.partial(datasets.Batches, stream=streamed))
+    more = ["--device", "cuda", "--precision", precision]
+    if not streamed:  # steps of full length to the end
+        more += ["--lr-decay", "1"]
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False):
+        start, _ = train(case, 1, "start", *more)
+        plain, _ = train(case, 24, "plain", *more, "--no-graph")
+        captured, _ = train(case, 24, "captured", *more)
+    count = len(read_checkpoint("plain")["models"]) and sum(
+        len(state) for state in read_checkpoint("plain")["models"].values()
     )
-    assert apart < 0.05 * moved
-    for one, other in zip(kept, others, strict=True):
-        if not one.is_floating_point():  # BatchNorm counts its batches
-            assert torch.equal(one, other)
+
+    def distance(one, other):
+        pairs = list(zip(one, other, strict=True))[:count]
+        return sum((a.float() - b.float()).square().sum() for a, b in pairs) ** 0.5
+
+    assert distance(plain, captured) < 0.05 * distance(plain, start)
 
 
+@pytest.mark.gpu
 @CUDA
-def test_memory_on_a_gpu_does_not_grow():
-    train, _ = setting("dcgan", device="cuda")
+def test_memory_on_a_gpu_does_not_grow(tiny, monkeypatch):
     used = []
-    for step in range(1000):
-        train(step)
-        if step in (99, 999):
+    count = training.Run.count
+
+    def counted(run, **losses):
+        count(run, **losses)
+        if run.step in (100, 1000):
             torch.cuda.synchronize()
             used.append(torch.cuda.memory_allocated())
+
+    monkeypatch.setattr(training.Run, "count", counted)
+    more = ["--device", "cuda", "--lr-decay", "1", "--log-every", "50", "--sample-every", "10000"]
+    train("dcgan", 1000, "r", *more)
     assert used[1] <= used[0]
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
-@pytest.mark.parametrize("name", ["cgan", "vae_mlp"])
-def test_memory_does_not_grow(here, name, monkeypatch):
-    """1,000 steps of a whole run with its logs: after 200, not 8 MB more are in use."""
-    np.savez("x.npz", images=np.zeros((40, 16, 16, 3), np.uint8), labels=np.arange(40) % 3)
-    script, used, record = importlib.import_module(name), [], datasets.Run.record
+@pytest.mark.gpu
+@CUDA
+def test_no_step_waits_for_the_gpu(tiny, monkeypatch):
+    """With torch.cuda.set_sync_debug_mode, whatever waits inside of a step is an error."""
+    count = training.Run.count
+    should_stop = training.Run.should_stop
 
-    def watched(run, losses):
-        record(run, losses)
-        if run.step in (200, 1000):
-            gc.collect()
-            used.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    def stepping(run):
+        stop = should_stop(run)
+        torch.cuda.set_sync_debug_mode("error" if run.step > 8 and not stop else "default")
+        return stop
 
-    monkeypatch.setattr(datasets.Run, "record", watched)
-    monkeypatch.setattr(report, "report", lambda *_, **__: [])
-    given = "--data=x.npz --size=16 --width=4 --batch=4 --latent-dim=4 --device=cpu --sample-every=500 --out=r"
-    script.main(script.parse_args([*given.split(), "--steps=1000", "--log-every=100", "--eval-images=0"]))
-    assert used[1] - used[0] < 8e6
+    def counted(run, **losses):
+        count(run, **losses)
+        torch.cuda.set_sync_debug_mode("default")
 
-
-def test_what_a_mac_is_spared():
-    """BatchNorm's gradients are wrong there in channels last, and Adam's single kernel is not everywhere."""
-    mac = torch.device("mps")
-    assert datasets.layout(mac) is torch.contiguous_format and datasets.layout("cpu") is torch.channels_last
-    assert adam_kernel(mac) == {"fused": False, "capturable": False}
+    monkeypatch.setattr(training.Run, "should_stop", stepping)
+    monkeypatch.setattr(training.Run, "count", counted)
+    for case in CASES:
+        train(case, 20, case.replace(", ", "-"), "--device", "cuda")
