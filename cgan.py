@@ -1,239 +1,168 @@
-"""Conditional GAN: a generator that is told the class, and a discriminator that minds it.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
+# ///
+"""Conditional GAN: a generator that is told the class, and a discriminator that checks it.
 
-As in dcgan.py a generator and a discriminator are trained against each other. The generator is also given the class y.
-If it ignores y it must lose, so the discriminator has to judge the class, too, in one of two ways:
+As in dcgan.py, a generator and a discriminator are trained against each other. Here the generator
+is also given the class y. It must lose if it ignores y, so the discriminator judges the class, too,
+in one of two ways:
 
-    --condition auxiliary    it has a second output, a guess of the class, and both networks want the guess to be right
-                             (Odena, Olah, Shlens 2017, arXiv 1610.09585). With --class-from both the discriminator
-                             learns it from real and generated pictures, as in that paper, and the two can agree on
-                             classes that nobody else can see; with --class-from real it only learns what is true
-    --condition projection   it is given y, and its score is <e(y), h(x)> + w h(x), with features h of the picture and
-                             an embedding e of the class (Miyato, Koyama 2018, 1802.05637)
+    --condition auxiliary    It has a second output, a guess of the class, and both networks want
+                             that guess to be right (Odena, Olah, Shlens 2017, arXiv 1610.09585).
+                             With --class-from both, the discriminator learns the classes from real
+                             and generated images, as in that paper. Then the two networks can
+                             agree on classes that nobody else sees. With --class-from real, it
+                             learns them from real images only.
+    --condition projection   It is given y, and its score is <e(y), h(x)> + w h(x), where h(x) are
+                             features of the image and e(y) is an embedding of the class (Miyato,
+                             Koyama 2018, 1802.05637).
 
-    z (256), embedding of y (128)                    picture (3, 64, 64)
-      | Linear                                         | Conv 4x4 stride 2, LeakyReLU 0.2
-    (8f, 4, 4)                                       (f, 32, 32)
-      | ConvTranspose 4x4 stride 2                     |
-    (4f, 8, 8)    BatchNorm of class y, ReLU         (2f, 16, 16)
-      |                                                |
-    (2f, 16, 16)  BatchNorm of class y, ReLU         (4f, 8, 8)
-      |                                                |
-    (f, 32, 32)   BatchNorm of class y, ReLU         (8f, 4, 4), averaged over the 4x4 places
-      | ConvTranspose 4x4 stride 2                     | Linear, Linear
-    picture (3, 64, 64), tanh                        score (1), class (5)          f = --width
+    z (256), embedding of y (128)                  image (3, 64, 64)
+      | Linear                                       | Conv 4x4 stride 2, LeakyReLU 0.2
+    (8f, 4, 4)                                     (f, 32, 32)
+      | ConvTranspose 4x4 stride 2                   |
+    (4f, 8, 8)    BatchNorm of class y, ReLU       (2f, 16, 16)
+      |                                              |
+    (2f, 16, 16)  BatchNorm of class y, ReLU       (4f, 8, 8)
+      |                                              |
+    (f, 32, 32)   BatchNorm of class y, ReLU       (8f, 4, 4), averaged over the 4x4 positions
+      | ConvTranspose 4x4 stride 2                   | Linear, Linear
+    image (3, 64, 64), tanh                        score (1), class (5)          f = --width
 
-In the generator the class chooses the gain and the offset of every BatchNorm (Dumoulin et al. 2017, 1610.07629).
+In the generator, the class sets the gain and offset of every BatchNorm (Dumoulin, Shlens, Kudlur
+2017, 1610.07629).
 
-    --d-norm spectral        the weight of every layer of the discriminator, as a matrix, is divided by its largest
-                             singular value, which bounds the slope of the score (Miyato et al. 2018, 1802.05957)
-    --d-norm batch           BatchNorm, as in dcgan.py
-    --loss hinge             max(0, 1 - s) and max(0, 1 + s) for the scores s of real and generated pictures (Lim, Ye
-                             2017, 1705.02894)
-    --loss logistic          -log D and -log(1 - D) with D = 1 / (1 + e^-s), as in dcgan.py (Goodfellow et al. 2014)
-    --arch resnet18          another pair: torchvision's ResNet-18 as the discriminator, which gets the class as one
-                             more channel beside the picture's, and a generator that ends in pooling and a linear layer
+    --d-norm spectral   The weight of every layer of the discriminator, as a matrix, is divided by
+                        its largest singular value. That bounds the slope of the score (Miyato,
+                        Kataoka, Koyama, Yoshida 2018, 1802.05957).
+    --d-norm batch      BatchNorm, as in dcgan.py.
+    --loss hinge        max(0, 1 - s) on the scores s of real images and max(0, 1 + s) on those of
+                        generated ones (Lim, Ye 2017, 1705.02894).
+    --loss logistic     -log D and -log(1 - D) with D = 1 / (1 + e^-s), as in dcgan.py (Goodfellow
+                        et al. 2014, 1406.2661).
 
-    python cgan.py                                               # built-in shapes: about three minutes on two cores
-    python cgan.py --data photos/ --size 64 --epochs 100         # your own pictures: sub-folders are the classes
-    python cgan.py --load runs/cgan-shapes-1 --generate 64 --class star --to stars.png
+    python cgan.py                                        # built-in shapes: 3 minutes on two cores
+    python cgan.py --data photos/ --size 64 --epochs 100  # your own images: sub-folders are classes
+    python sample.py runs/cgan-shapes-1 --count 64 --class star --to stars.png
 
-Report rows: --preset animals is R0b, --preset cifar10-resnet is R4b.
-Time: at width 64 and 64 pixels a step of one update each is 2.5 GFLOP an image, as in dcgan.py.
+Presets: animals reproduces R0b, a student report (see README.md); best is the same without its
+mistakes. Time: at width 64 and 64 pixels, one update of each network costs 2.5 GFLOP per image, as
+in dcgan.py.
 
-If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
-it a conditional GAN is in `Generator`, `Discriminator`, the losses and `train_step`; change those. The blocks marked
-"shared" are plumbing and the same in every script.
+If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
+inception.py and report.py if you want FID and plots). What makes it a conditional GAN is in
+`Generator`, `Discriminator`, the losses and the two update steps; change those. `main` is the whole
+loop.
 """
 
-import argparse
-import sys
-
-R0 = {"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"}
-
-# A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
-PRESETS = {
-    "shapes": dict(  # what `python cgan.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=24, latent_dim=64, batch=32, steps=2000, lr=1e-3, lr_d=5e-4, ema=0.99,
-        class_scale=1 / 128, condition="projection", d_norm="batch", loss="logistic", sample_every=200, save_every=500,
-    ),
-    # R0b. Stated: networks, 2e-4, batch, epochs, R1, noise, unequal numbers of steps, a discriminator slower than the
-    # generator. Ours: how much of each
-    "animals": dict(
-        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4, lr_d=1e-4, g_steps=2,
-        r1=1.0, noise=0.1, noise_steps=5000,
-        report=R0,
-    ),
-    # What is left of R0's own list of missing pieces after the ablation in the README; augment pays after 50 epochs
-    "best": dict(
-        data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4, lr_d=2.5e-4, ema=0.995,
-        class_scale=1 / 128, class_from="real", d_norm="batch", loss="logistic", augment=True,
-        report=R0,
-    ),
-    # R4b. Stated: the networks in words, AdamW, rates, batch, epochs, two updates of the generator, a term of image
-    # similarity. Ours: its weight, all sizes, torchvision's stem (made for 224 pixels), AdamW's usual momentum, decay
-    "cifar10-resnet": dict(
-        data="cifar10", size=32, arch="resnet18", width=64, latent_dim=100, batch=64, epochs=50, lr=5e-5, g_steps=2,
-        loss="logistic", beta1=0.9, weight_decay=0.01, similarity=1.0,
-        report={"protocol": "R4: 50 epochs of CIFAR-10; pictures and loss curves, no number"},
-    ),
-}  # fmt: skip
-
-
-# --- shared: flags ---
-def number(kind, low, below=float("inf")):
-    """An argparse type: an int or a float with low <= value < below."""
-
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < below:
-            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
-            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
-        return value
-
-    return convert
-
-
-COMMON = {  # flag: (default, type or choices, help); None as a default is explained in the help
-    "data": ("shapes", str, "a known data set (python datasets.py lists them), or a folder, zip or .npz of your own"),
-    "epochs": (50, number(int, 1), "length in passes over the data"),
-    "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
-    "batch": (128, number(int, 2), "images in one update"),
-    "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "seed": (0, number(int, 0, 2**32), "of weights, latents and data order"),
-    "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
-    "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
-    "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
-    "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
-    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
-    "out": (None, str, "run directory (default: a new one in runs/)"),
-    "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
-    "log_every": (50, number(int, 1), "steps between rows of log.csv"),
-    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch, at least 100)"),
-    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch, at least 100)"),
-    "eval_every": (0, number(int, 0), "steps between FID evaluations that choose best.pt; 0: none"),
-    "eval_images": (1000, number(int, 0), "images on each side of an evaluation; 0: no evaluation"),
-    "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
-    "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
-    "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
-    "load": (None, str, "a checkpoint or run directory to use, for example with --generate"),
-    "generate": (None, number(int, 1), "with --load: make N pictures"),
-    "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
-}
-
-
-def parse_args(argv=None):
-    """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
-    title, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")  # one line
-    for name, (default, kind, about) in FLAGS.items():
-        options = {"help": about.replace("%", "%%") + (f" [{default}]" if default not in (None, False) else "")}
-        if name == "resume":
-            options.update(nargs="?", const="", metavar="DIR")
-        elif kind is None:
-            options["action"] = "store_true"
-        elif isinstance(kind, list):
-            options.update(choices=kind, type=type(kind[0]), nargs="+" if isinstance(default, list) else None)
-        else:
-            options.update(type=kind, metavar=name.rsplit("_")[-1].upper())
-        parser.add_argument("--" + name.replace("_", "-"), **options)
-    given = vars(parser.parse_args(argv))
-    if given.get("data", "shapes") == "shapes" and not given.keys() & {"preset", "resume", "load"}:
-        given["preset"] = "shapes"
-    preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
-    assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
-    if "epochs" in given:
-        preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
-    if "lr" in given:
-        preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
-    args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
-    args.explicit = sorted(given)
-    uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
-    lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
-    if lonely or args.load and (len(uses) != 1 or args.resume is not None):
-        parser.error(f"--load goes with one of --{' N, --'.join(USED_WITH)} N, they with it, none with --resume")
-    if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
-        parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
-    if args.resume is not None and args.out:
-        parser.error("--resume goes on in its own directory: leave out --out")
-    return args
-
-
-# --- end shared ---
-
-FLAGS = COMMON | {
-    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
-    "arch": ("dcgan", ["dcgan", "resnet18"], "which pair of networks: see below"),
-    "width": (64, number(int, 1), "base channel count, f in the drawing"),
-    "latent_dim": (256, number(int, 1), "length of z"),
-    "lr": (2e-4, number(float, 1e-12), "learning rate of both networks"),
-    "lr_g": (None, number(float, 1e-12), "of the generator alone (default: --lr)"),
-    "lr_d": (None, number(float, 1e-12), "of the discriminator alone (default: --lr)"),
-    "g_steps": (1, number(int, 1), "generator updates in one step"),
-    "d_steps": (1, number(int, 1), "discriminator updates in one step"),
-    "beta1": (0.5, number(float, 0, 1), "Adam's momentum"),
-    "weight_decay": (0.0, number(float, 0), "AdamW's: weights shrink by lr times this at every step"),
-    "condition": ("auxiliary", ["auxiliary", "projection"], "how the discriminator of --arch dcgan uses the class"),
-    "class_from": ("both", ["both", "real"], "pictures from which --condition auxiliary learns to tell the classes"),
-    "class_scale": (
-        1.0,
-        number(float, 1e-12),
-        "factor of the class's embedding in the generator, see there",
-    ),
-    "d_norm": ("spectral", ["spectral", "batch"], "of the discriminator of --arch dcgan"),
-    "loss": ("hinge", ["hinge", "logistic"], "of real against generated: see below"),
-    "r1": (0.0, number(float, 0), "weight of the penalty on the discriminator's slope at real pictures"),
-    "r1_every": (16, number(int, 1), "it is taken at every so many updates, and counts so many times"),
-    "noise": (0.0, number(float, 0), "standard deviation of the noise on what the discriminator sees"),
-    "noise_steps": (10_000, number(int, 1), "the noise falls linearly to 0 over this many steps"),
-    "similarity": (
-        0.0,
-        number(float, 0),
-        "weight of the squared error to a real picture of the same class",
-    ),
-    "augment": (False, None, "show the discriminator changed pictures, real and generated ones alike"),
-    "balance": (False, None, "draw every class equally often, however many images it has"),
-    "class": (None, str, "with --load: make pictures of this class only"),
-    "interpolate": (None, number(int, 2), "with --load: walk between random latents or classes in N pictures, 8 walks"),
-    "interpolation": (
-        "spherical",
-        ["spherical", "linear", "classes"],
-        "between latents, the class fixed, or between classes, the latent fixed",
-    ),
-}
-
-# a use of --load: the flags that it reads
-USED_WITH = {"generate": ["to", "class"], "interpolate": ["to", "class", "interpolation"]}
-
-if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
-    ARGS = parse_args()
-
 import copy
+import functools
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-try:
-    from datasets import Captured, InputError, Run, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
-    from datasets import grid, latents, layout, one_hot, run_program, save_picture, to_uint8, update_average  # isort: skip
-    from datasets import use_generator, walks  # isort: skip
-except ImportError as problem:
-    sys.exit(print(f"cgan.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+import datasets
+import training
+from sources import InputError, new_parser, number, run_program
 
-SCRIPT = "cgan"
-EMBEDDING = 128  # length of a class's embedding; in --arch resnet18 also of the lifted latent
+SCRIPT = Path(__file__).stem
+EMBEDDING = 128  # length of the embedding of a class
 
-# ---------------------------------------------------------------------------------------------------- networks
-# Pictures are (N, colours, size, size) in [-1, 1]. Classes y are float (N, classes): one-hot, or between two classes a
-# mixture, whose embedding is then a mixture too.
+R0 = {"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no number"}
+
+# A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
+PRESETS = {
+    "shapes": dict(  # what `python cgan.py` alone runs: small enough for a laptop without a GPU
+        data="shapes", size=32, width=24, latent_dim=64, batch=32, steps=2000, lr=1e-3, lr_d=5e-4,
+        ema=0.99, class_scale=1 / 128, condition="projection", d_norm="batch", loss="logistic",
+        sample_every=200, save_every=500,
+    ),
+    # R0b. Stated: networks, 2e-4, batch, epochs, R1, noise, unequal numbers of updates, a
+    # discriminator slower than the generator. Ours: how much of each
+    "animals": dict(
+        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4,
+        lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000,
+        report=R0,
+    ),
+    # What is left of R0's own list of missing pieces after an ablation. --augment pays off after
+    # 50 epochs
+    "best": dict(
+        data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4,
+        lr_d=2.5e-4, ema=0.995, class_scale=1 / 128, class_from="real", d_norm="batch",
+        loss="logistic", augment=True,
+        report=R0,
+    ),
+}  # fmt: skip
+
+# Flags that may differ on --resume. Any other would contradict the steps already trained.
+MAY_CHANGE = {
+    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
+    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
+}  # fmt: skip
+
+
+def add_own_flags(parser):
+    """The flags of this model."""
+    add = parser.add_argument
+    rate = number(float, 1e-12)
+    whole = number(int, 1)
+    weight = number(float, 0)
+    add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
+    add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
+    add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
+    add("--lr-g", type=rate, help="of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
+    add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
+    add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
+    add("--weight-decay", type=weight, default=0.0, help="AdamW's [%(default)s]")
+    choices = ["auxiliary", "projection"]
+    words = "how the discriminator uses the class [%(default)s]"
+    add("--condition", choices=choices, default="auxiliary", help=words)
+    words = "images from which --condition auxiliary learns the classes [%(default)s]"
+    add("--class-from", choices=["both", "real"], default="both", help=words)
+    words = "factor on the embedding in the generator, see `Generator` [%(default)s]"
+    add("--class-scale", type=rate, default=1.0, help=words)
+    words = "of the discriminator [%(default)s]"
+    add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
+    words = "of real against generated: see below [%(default)s]"
+    add("--loss", choices=["hinge", "logistic"], default="hinge", help=words)
+    words = "weight of the penalty on the slope at real images [%(default)s]"
+    add("--r1", type=weight, default=0.0, help=words)
+    words = "updates between two penalties, each of which counts that often [%(default)s]"
+    add("--r1-every", type=whole, default=16, help=words)
+    words = "standard deviation of noise on images [%(default)s]"
+    add("--noise", type=weight, default=0.0, help=words)
+    words = "steps until the noise has faded to 0 [%(default)s]"
+    add("--noise-steps", type=whole, default=10_000, help=words)
+    add("--augment", action="store_true", help="show the discriminator randomly changed images")
+    add("--balance", action="store_true", help="draw every class equally often")
+
+
+def parse_args(argv=None):
+    """Command line -> (Namespace, set of the names of the flags that were typed)."""
+    parser = new_parser(f"{SCRIPT}.py", __doc__)
+    add_own_flags(parser)
+    training.add_run_flags(parser, PRESETS)
+    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+    args.lr_g = args.lr_g or args.lr
+    args.lr_d = args.lr_d or args.lr
+    if args.condition == "projection" and "class_from" in typed:
+        raise InputError("--class-from does nothing with --condition projection: leave it out")
+    if args.r1 > 0 and args.d_norm == "batch":
+        why = "behind BatchNorm a score depends on the whole batch"
+        raise InputError(f"--r1 {args.r1} needs --d-norm spectral ({why}): --r1 0 turns it off")
+    return args, typed
+
+
+# --------------------------------------------------------------------------------------- networks
+# Images are (N, channels, size, size) in [-1, 1]. Classes y are float32 (N, classes): one-hot, or a
+# mixture of two classes, whose embedding is then a mixture, too.
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -242,395 +171,491 @@ class ConditionalBatchNorm(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gain, self.offset = nn.Linear(EMBEDDING, channels), nn.Linear(EMBEDDING, channels)
+        self.gain = nn.Linear(EMBEDDING, channels)
+        self.offset = nn.Linear(EMBEDDING, channels)
 
     def forward(self, x, embedding):
-        gain, offset = 1 + self.gain(embedding), self.offset(embedding)
-        return torch.addcmul(offset[:, :, None, None], gain[:, :, None, None], self.norm(x))
+        gain = 1 + self.gain(embedding)  # (N, channels)
+        offset = self.offset(embedding)
+        return torch.addcmul(offset[..., None, None], gain[..., None, None], self.norm(x))
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim) and y -> pictures.
+    """z (N, latent_dim) and y (N, classes) -> images.
 
-    class_scale multiplies the embedding. An embedding is 128 numbers that are the same for all pictures of a class.
-    Adam moves each of the 128 weights behind a gain by about the learning rate, all in the direction that helps now, so
-    at scale 1 the gain itself moves about 100 times as fast as that of a plain BatchNorm: every class runs after its
-    best single picture, and z is forgotten. At scale 1/128 it moves as any other weight does.
+    class_counts: how many images each class has in the data. class_scale multiplies the embedding.
+
+    Why a scale? An embedding is 128 numbers that are the same for all images of a class. Adam moves
+    each of the 128 weights behind a gain by about the learning rate, all in the direction that
+    helps at this moment. At scale 1 the gain itself then moves about 100 times as fast as that of a
+    plain BatchNorm: every class chases its best single image, and z is forgotten. At scale 1/128 it
+    moves as any other weight does.
     """
 
-    def __init__(self, size, colours, classes, latent_dim, width, class_scale):
+    def __init__(self, size, channels, class_counts, latent_dim, width, class_scale):
         super().__init__()
-        counts = channels(size, width)  # at size 64, width 64: 512, 256, 128, 64
-        pairs = list(zip(counts, counts[1:], strict=False))
-        self.class_scale, self.embedding = class_scale, nn.Embedding(classes, EMBEDDING)
-        self.first = nn.Linear(latent_dim + EMBEDDING, counts[0] * 16)
-        self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False) for a, b in pairs)  # side doubles
-        self.norms = nn.ModuleList(ConditionalBatchNorm(b) for _, b in pairs)
-        self.last = nn.ConvTranspose2d(counts[-1], colours, 4, 2, 1)
+        self.latent_dim = latent_dim
+        self.class_counts = class_counts
+        self.classes = len(class_counts)
+        self.class_scale = class_scale
+        self.embedding = nn.Embedding(self.classes, EMBEDDING)
+        widths = training.layer_widths(size, width)  # at size 64, width 64: 512, 256, 128, 64
+        self.first = nn.Linear(latent_dim + EMBEDDING, widths[0] * 16)
+        self.ups = nn.ModuleList()
+        self.norms = nn.ModuleList()
+        for in_channels, out_channels in pairwise(widths):
+            # the side doubles, the channels halve
+            self.ups.append(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False))
+            self.norms.append(ConditionalBatchNorm(out_channels))
+        self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
 
     def forward(self, z, y):
-        embedding = self.class_scale * (y @ self.embedding.weight)
-        h = self.first(torch.cat([z, embedding], dim=1)).unflatten(1, (-1, 4, 4))  # (N, 8f, 4, 4)
+        embedding = self.class_scale * (y @ self.embedding.weight)  # (N, EMBEDDING)
+        h = self.first(torch.cat([z, embedding], dim=1))
+        h = h.unflatten(1, (-1, 4, 4))  # (N, 8f, 4, 4)
         for up, norm in zip(self.ups, self.norms, strict=True):
             h = F.relu(norm(up(h), embedding))
-        return torch.tanh(self.last(h))
+        return torch.tanh(self.last(h))  # (N, channels, size, size)
 
 
 class Discriminator(nn.Module):
-    """Pictures and y -> scores (N,), and logits of the class (N, classes), or None with --condition projection.
+    """Images and y -> scores (N,), and logits of the class (N, classes), or None with projection.
 
-    norm: "spectral" divides each weight, as a matrix (outputs, all else), by its largest singular value. That bounds
-    the slope of a layer, to 1 for the linear ones and to 2 for these convolutions: the score cannot run away. "batch"
-    is DCGAN's BatchNorm in all layers but the first, by which a batch of too similar pictures is noticed.
+    norm: "spectral" divides each weight, as a matrix (out_channels, all else), by its largest
+    singular value. That bounds the slope of a layer, to 1 for the linear ones and to 2 for these
+    convolutions, so the score cannot run away. "batch" is DCGAN's BatchNorm in all layers but the
+    first. It notices a batch of images that are too similar.
     """
 
-    def __init__(self, size, colours, classes, width, norm, condition):
+    def __init__(self, size, channels, classes, width, norm, condition):
         super().__init__()
-        wrapped = spectral_norm if norm == "spectral" else nn.Identity()
-        layers, before = [], colours
-        for after in channels(size, width)[::-1]:  # at size 64, width 64: 64, 128, 256, 512
-            layers += [wrapped(nn.Conv2d(before, after, 4, 2, 1))]  # side halves
-            layers += [nn.BatchNorm2d(after)] if norm == "batch" and len(layers) > 1 else []
-            layers += [nn.LeakyReLU(0.2, inplace=True)]
-            before = after
-        self.layers = nn.Sequential(*layers)  # (N, 8f, 4, 4)
-        self.score = wrapped(nn.Linear(before, 1))
-        self.label = wrapped(nn.Linear(before, classes, bias=condition == "auxiliary"))
         self.condition = condition
+        wrapped = spectral_norm if norm == "spectral" else nn.Identity()
+        layers = []
+        in_channels = channels
+        for out_channels in training.layer_widths(size, width)[::-1]:  # 64, 128, 256, 512
+            layers.append(wrapped(nn.Conv2d(in_channels, out_channels, 4, 2, 1)))  # half the side
+            if norm == "batch" and len(layers) > 1:
+                layers.append(nn.BatchNorm2d(out_channels))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+            in_channels = out_channels
+        self.layers = nn.Sequential(*layers)  # (N, 8f, 4, 4)
+        self.score = wrapped(nn.Linear(in_channels, 1))
+        # for the auxiliary guess its logits; for the projection row y of its weight is e(y)
+        bias = condition == "auxiliary"
+        self.class_layer = wrapped(nn.Linear(in_channels, classes, bias=bias))
 
     def forward(self, images, y):
         h = self.layers(images).mean((2, 3))  # (N, 8f)
-        score, label = self.score(h)[:, 0], self.label(h)
+        score = self.score(h)[:, 0]
+        class_logits = self.class_layer(h)
         if self.condition == "projection":
-            return score + (label * y).sum(1), None
-        return score, label
-
-
-class PoolingGenerator(nn.Module):
-    """R4: z and y are lifted by linear layers; transposed convolutions; average pooling; a linear layer; tanh."""
-
-    def __init__(self, size, colours, classes, latent_dim, width):
-        super().__init__()
-        counts = channels(size, width)  # at size 32, width 64: 256, 128, 64
-        self.lift_z, self.lift_y = nn.Linear(latent_dim, EMBEDDING), nn.Linear(classes, EMBEDDING)
-        layers = [nn.Unflatten(1, (-1, 1, 1)), nn.ConvTranspose2d(2 * EMBEDDING, counts[0], 4, 1, 0, bias=False)]
-        for before, after in zip(counts, counts[1:], strict=False):
-            layers += [nn.BatchNorm2d(before), nn.ReLU(inplace=True)]
-            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]  # to (N, f, size/2, size/2)
-        layers += [nn.BatchNorm2d(counts[-1]), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten()]
-        layers += [nn.Linear(counts[-1] * (size // 4) ** 2, colours * size**2), nn.Tanh()]
-        self.layers = nn.Sequential(*layers, nn.Unflatten(1, (colours, size, size)))
-
-    def forward(self, z, y):
-        return self.layers(torch.cat([self.lift_z(z), self.lift_y(y)], dim=1))
-
-
-class ResNetDiscriminator(nn.Module):
-    """R4: torchvision's ResNet-18 (He et al. 2016, 1512.03385), not pretrained, with y as one more channel."""
-
-    def __init__(self, size, colours, classes):
-        super().__init__()
-        from torchvision.models import resnet18
-
-        self.lift = nn.Sequential(nn.Linear(classes, size**2), nn.Unflatten(1, (1, size, size)))
-        self.resnet = resnet18(num_classes=1)
-        self.resnet.conv1 = nn.Conv2d(colours + 1, 64, 7, 2, 3, bias=False)
-
-    def forward(self, images, y):
-        return self.resnet(torch.cat([images, self.lift(y)], dim=1))[:, 0], None
+            return score + (class_logits * y).sum(1), None
+        return score, class_logits
 
 
 def init_weights(module):
-    """Weights from N(0, 0.02), as in DCGAN. Those that spectral normalisation divides keep PyTorch's."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and not hasattr(module, "parametrizations"):
+    """Weights from N(0, 0.02), as in DCGAN. Those with spectral normalization keep PyTorch's."""
+    if hasattr(module, "parametrizations"):
+        return
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-def make_generator(args, colours, classes):
-    """The generator that the flags ask for, with its first weights."""
-    if args.arch == "resnet18":
-        return PoolingGenerator(args.size, colours, classes, args.latent_dim, args.width)
-    return Generator(args.size, colours, classes, args.latent_dim, args.width, args.class_scale).apply(init_weights)
-
-
-def make_discriminator(args, colours, classes):
-    """The discriminator that the flags ask for, with its first weights."""
-    if args.arch == "resnet18":
-        return ResNetDiscriminator(args.size, colours, classes)
-    return Discriminator(args.size, colours, classes, args.width, args.d_norm, args.condition).apply(init_weights)
-
-
-# ------------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------------- losses
 
 
 def loss_d(scores, real, loss):
-    """The discriminator's loss on pictures that are real, or on generated ones, averaged over the batch.
+    """The discriminator's loss on real or on generated images, averaged over the batch.
 
-    hinge: max(0, 1 - s) and max(0, 1 + s): no gradient from pictures that it is sure of.
+    hinge: max(0, 1 - s) and max(0, 1 + s), no gradient from images that it is sure of.
     logistic: -log D and -log(1 - D), where D = 1 / (1 + e^-s).
     """
-    signed = scores.float() if real else -scores.float()
-    return (F.relu(1 - signed) if loss == "hinge" else F.softplus(-signed)).mean()
+    scores = scores.float()
+    signed = scores if real else -scores
+    if loss == "hinge":
+        return F.relu(1 - signed).mean()
+    return F.softplus(-signed).mean()
 
 
 def loss_g(scores, loss):
-    """The generator's: -s for the hinge loss; else -log D ("non-saturating", Goodfellow et al., section 3)."""
-    return (-scores.float() if loss == "hinge" else F.softplus(-scores.float())).mean()
+    """The generator's loss, averaged over the batch. hinge: -s. logistic: -log D, which is called
+    "non-saturating" (Goodfellow et al., section 3)."""
+    scores = scores.float()
+    if loss == "hinge":
+        return -scores.mean()
+    return F.softplus(-scores).mean()
+
+
+def class_loss(class_logits, labels):
+    """Cross-entropy of the guess of the class, ln(classes) for one that knows nothing.
+
+    0 where the discriminator does not guess (--condition projection).
+    """
+    if class_logits is None:
+        return torch.zeros((), device=labels.device)
+    return F.cross_entropy(class_logits.float(), labels)
 
 
 def slope_at_real(discriminator, real, y):
-    """R1 without its weight: E |grad score(x)|^2 at real pictures x (Mescheder et al. 2018, 1801.04406, equation 9).
+    """R1 without its weight: E |grad score(x)|^2 at real images x.
 
-    It damps the game near its solution: where generated pictures equal the real ones, a slope only pushes them away.
+    (Mescheder, Geiger, Nowozin 2018, 1801.04406, equation 9.) It damps the game near its solution:
+    where generated images equal the real ones, a slope only pushes them away.
     real: (N, C, H, W) float32. Returns a float32 scalar that can be differentiated.
     """
     x = real.detach().requires_grad_()
-    # A score depends on its own picture only, so the gradient of their sum holds the gradient of each. Without
-    # autocast: squares of bf16 numbers lose too much.
-    (gradient,) = torch.autograd.grad(discriminator(x, y)[0].sum(), x, create_graph=True)
+    # A score depends on its own image only, so the gradient of their sum holds the gradient of
+    # each. Without autocast, because squares of bf16 numbers lose too much.
+    scores, _ = discriminator(x, y)
+    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()
 
 
-def augmented(images):
-    """Random brightness, saturation and contrast, a shift by up to an eighth of the side, and a grey square over a
-    quarter of the picture: other ones for each picture (Zhao et al. 2020, 2006.10738).
+def diff_augment(images):
+    """Random changes, other ones for each image (Zhao et al. 2020, 2006.10738): brightness,
+    saturation, contrast, a shift by up to an eighth of the side, and a gray square over a quarter
+    of the image.
 
-    With few real pictures the discriminator learns them by heart. Changed at random they are many, and as generated
-    ones are changed alike and the gradient passes through, the generator is not taught the changes.
+    If there are few real images, the discriminator learns them by heart. Changed at random they are
+    many. Generated images are changed in the same way and the gradient passes through, so the
+    generator does not learn the changes. images: (N, C, size, size) in [-1, 1].
     """
-    n, _, side, _ = images.shape
+    n, _, size, _ = images.shape
+    device = images.device
 
-    def drawn(low, high):
-        return torch.rand(n, 1, 1, 1, device=images.device) * (high - low) + low
+    def uniform(low, high):
+        values = torch.rand(n, 1, 1, 1, device=device)
+        return values * (high - low) + low
 
-    images = images + drawn(-0.5, 0.5)
-    grey = images.mean(1, keepdim=True)
-    images = torch.lerp(grey, images, drawn(0, 2))
+    images = images + uniform(-0.5, 0.5)
+    gray = images.mean(1, keepdim=True)
+    images = torch.lerp(gray, images, uniform(0, 2))
     mean = images.mean((1, 2, 3), keepdim=True)
-    images = torch.lerp(mean, images, drawn(0.5, 1.5))
+    images = torch.lerp(mean, images, uniform(0.5, 1.5))
 
-    # The shift: row i of the result is row i + shift of the picture, and 0, which is grey, outside of it.
-    places = torch.arange(side, device=images.device)
-    reach = side // 8
+    # The shift. Row i of the result is row i + shift of the image, and outside of it 0, gray.
+    positions = torch.arange(size, device=device)
+    reach = size // 8
     for axis in (2, 3):
-        source = places + torch.randint(-reach, reach + 1, (n, 1), device=images.device)  # (N, side)
-        inside = ((source >= 0) & (source < side)).to(images.dtype)
-        shape = (n, 1, side, 1) if axis == 2 else (n, 1, 1, side)
-        index = source.clamp(0, side - 1).view(shape).expand_as(images)
-        images = images.gather(axis, index) * inside.view(shape)
+        shift = torch.randint(-reach, reach + 1, (n, 1), device=device)
+        shape = [n, 1, 1, 1]
+        shape[axis] = size
+        source = (positions + shift).view(shape)
+        inside = (source >= 0) & (source < size)
+        index = source.clamp(0, size - 1).expand_as(images)
+        images = images.gather(axis, index) * inside
 
-    # The square: half the side, its middle anywhere.
-    def hidden(shape):
-        offset = places - torch.randint(0, side, (n, 1), device=images.device) + side // 4
-        return ((offset >= 0) & (offset < side // 2)).view(shape)
+    # The square. Its side is half that of the image, its center is anywhere.
+    def covered():
+        center = torch.randint(0, size, (n, 1), device=device)
+        offset = positions - center + size // 4
+        return (offset >= 0) & (offset < size // 2)  # (N, size)
 
-    return images * ~(hidden((n, 1, side, 1)) & hidden((n, 1, 1, side)))
-
-
-# -------------------------------------------------------------------------------------------------- train step
-
-
-def schedule(step, args):
-    """What changes from step to step, which counts from 0: the factor of the learning rates, the deviation of the
-    instance noise (Sonderby et al. 2016, 1610.04490), None once it has gone, and which of the step's updates of the
-    discriminator take R1: one in r1_every."""
-    updates = range(step * args.d_steps, (step + 1) * args.d_steps)
-    return {
-        "decay": args.lr_decay**step,
-        "sigma": args.noise * max(0.0, 1 - step / args.noise_steps) or None,
-        "r1": tuple(args.r1 > 0 and update % args.r1_every == 0 for update in updates),
-    }
+    rows = covered()[:, None, :, None]
+    columns = covered()[:, None, None]
+    return images * ~(rows & columns)
 
 
-def train_step(now, args, batches, generator, discriminator, opt_g, opt_d, average, autocast):
-    """One step: d_steps updates of the discriminator, then g_steps of the generator. now: what schedule() returns.
+def as_seen(images, augment, sigma):
+    """Images as the discriminator sees them: augmented, with instance noise (Sonderby et al. 2016,
+    1610.04490). sigma: tensor, or None for no noise."""
+    if augment:
+        images = diff_augment(images)
+    if sigma is None:
+        return images
+    return images + sigma * torch.randn_like(images)
 
-    Returns float32 on the device, in the order of losses_of(args), of the last update of each. Generated pictures have
-    the classes of the batch, so every class is as frequent among them as among the real ones; fresh latents for every
-    update. Nothing here waits for the device.
+
+# ---------------------------------------------------------------------------------------- updates
+
+
+def discriminator_step(
+    generator, discriminator, optimizer, autocast, args, real, labels, sigma, take_r1=False
+):
+    """One update of the discriminator. The generated images have the classes of the batch, so that
+    every class is as frequent among them as among the real ones.
+
+    real: (N, C, H, W) in [-1, 1]; labels: int64 (N,); sigma: of the noise, or None; take_r1:
+    whether this update takes the penalty R1. Returns five tensors on the device: the losses of the
+    score on real and on generated images, those of the class on both, and R1 without its weight.
     """
-    device = batches.device
-
-    def seen(images):
-        images = augmented(images) if args.augment else images
-        return images if now["sigma"] is None else images + now["sigma"] * torch.randn_like(images)
-
-    for optimiser, lr in ((opt_g, args.lr_g or args.lr), (opt_d, args.lr_d or args.lr)):
-        for group in optimiser.param_groups:
-            group["lr"] = lr * now["decay"]
-
-    # Real and fake go through the discriminator separately, because BatchNorm takes statistics over a batch, and a
-    # mixed batch would tell the two apart by them.
-    r1 = torch.zeros((), device=device)
-    for takes_r1 in now["r1"]:
-        real, labels = next(batches)
-        y = one_hot(labels, len(batches.classes))
-        with autocast():
-            with torch.no_grad():
-                fake = generator(torch.randn(args.batch, args.latent_dim, device=device), y)
-            on_real, class_real = discriminator(seen(real), y)
-            on_fake, class_fake = discriminator(seen(fake.float()), y)
-        d_real, d_fake = loss_d(on_real, True, args.loss), loss_d(on_fake, False, args.loss)
-        total = d_real + d_fake
-        if class_real is not None:  # the guess of the class; on both kinds of pictures it is Odena et al., equation 3
-            of_real, of_fake = (F.cross_entropy(guess.float(), labels) for guess in (class_real, class_fake))
-            total = total + of_real + (of_fake if args.class_from == "both" else 0)
-        # R1 at every few updates only, and as many times as strong ("lazy": Karras et al. 2020, 1912.04958, appendix B)
-        if takes_r1:
-            slope = args.r1_every * slope_at_real(discriminator, seen(real), y)
-            total = total + args.r1 / 2 * slope
-            r1 += slope.detach() / args.d_steps
-        opt_d.zero_grad()
-        total.backward()
-        opt_d.step()
-
-    # The generator. `inputs=` leaves the discriminator's own gradients out, which nobody needs here.
-    for _ in range(args.g_steps):
-        with autocast():
-            fake = generator(torch.randn(args.batch, args.latent_dim, device=device), y)
-            on_fake, guess = discriminator(seen(fake.float()), y)
-        g_loss = loss_g(on_fake, args.loss)
-        total = g_loss
-        if guess is not None:
-            total = total + F.cross_entropy(guess.float(), labels)
-        if args.similarity > 0:
-            similarity = F.mse_loss(fake.float(), real)
-            total = total + args.similarity * similarity
-        opt_g.zero_grad()
-        total.backward(inputs=list(generator.parameters()))
-        opt_g.step()
-
-    if average is not None:
-        update_average(average, generator, args.ema)
-    found = [d_real, d_fake, g_loss]
-    found += [of_real, of_fake] if class_real is not None else []
-    found += [r1] if args.r1 > 0 else []
-    found += [similarity] if args.similarity > 0 else []
-    return torch.stack(found).detach()
+    y = training.one_hot(labels, generator.classes)
+    z = torch.randn(len(real), generator.latent_dim, device=real.device)
+    # Real and generated images go through the discriminator separately. In a mixed batch, BatchNorm
+    # would normalize both with shared statistics.
+    with autocast():
+        with torch.no_grad():
+            fake = generator(z, y).float()
+        real_score, real_class = discriminator(as_seen(real, args.augment, sigma), y)
+        fake_score, fake_class = discriminator(as_seen(fake, args.augment, sigma), y)
+    d_real = loss_d(real_score, True, args.loss)
+    d_fake = loss_d(fake_score, False, args.loss)
+    class_real = class_loss(real_class, labels)
+    class_fake = class_loss(fake_class, labels)
+    loss = d_real + d_fake + class_real
+    if args.class_from == "both":  # Odena et al., equation 3
+        loss = loss + class_fake
+    # At one update in r1_every only, and then r1_every times as strong: "lazy" (Karras et al. 2020,
+    # 1912.04958, appendix B). So the mean of `slope` over many updates is right.
+    slope = torch.zeros((), device=real.device)
+    if take_r1:
+        seen = as_seen(real, args.augment, sigma)
+        slope = args.r1_every * slope_at_real(discriminator, seen, y)
+        loss = loss + args.r1 / 2 * slope
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses = (d_real, d_fake, class_real, class_fake, slope)
+    return tuple(value.detach() for value in losses)
 
 
-LOSSES = ("loss_d_real", "loss_d_fake", "loss_g")
+def generator_step(generator, discriminator, optimizer, autocast, args, labels, sigma):
+    """One update with fresh latents: the images should pass for real, and show their class.
+
+    Returns the loss of the score.
+    """
+    y = training.one_hot(labels, generator.classes)
+    z = torch.randn(len(labels), generator.latent_dim, device=labels.device)
+    with autocast():
+        fake = generator(z, y).float()
+        score, class_logits = discriminator(as_seen(fake, args.augment, sigma), y)
+    g_loss = loss_g(score, args.loss)
+    loss = g_loss + class_loss(class_logits, labels)
+    optimizer.zero_grad()
+    # `inputs=` leaves the discriminator's own gradients out: they would be thrown away
+    loss.backward(inputs=list(generator.parameters()))
+    optimizer.step()
+    return g_loss.detach()
 
 
-def losses_of(args):
-    """The columns of log.csv. class_real and class_fake: cross-entropies of the discriminator's guess, ln(classes) when
-    it knows nothing. r1: E |grad score|^2; 0 where it was not taken and --r1-every times as much where it was, so that
-    the mean over many steps is right. similarity: mean squared error between generated and real pictures."""
-    guesses = args.arch == "dcgan" and args.condition == "auxiliary"
-    return (*LOSSES, *("class_real", "class_fake") * guesses, *("r1",) * (args.r1 > 0),
-            *("similarity",) * (args.similarity > 0))  # fmt: skip
+# ------------------------------------------------------------------------------- a trained model
 
 
-# ------------------------------------------------------------------------------------------- using a checkpoint
+def load_model(checkpoint, device="cpu", weights="ema"):
+    """Checkpoint dict -> the trained generator in eval mode.
 
-
-def load_generator(checkpoint, device="cpu"):
-    """Checkpoint dict -> the trained generator in eval mode: BatchNorm uses its running statistics, so that a picture
-    depends on its own latent and class only and not on the others in its batch."""
+    In eval mode BatchNorm uses its running statistics, so an image depends on its own latent and
+    class only and not on the others in its batch. weights: "ema" (averaged, if there are any) or
+    "plain".
+    """
+    flags = checkpoint["flags"]
     data = checkpoint["data"]
-    generator = make_generator(flags_of(checkpoint, FLAGS), data["channels"], len(data["classes"]))
-    generator.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["generator"])
-    return generator.to(device, memory_format=layout(device)).eval()
+    sizes = (flags["latent_dim"], flags["width"], flags["class_scale"])
+    generator = Generator(flags["size"], data["channels"], data["counts"], *sizes)
+    states = checkpoint["models"]
+    name = "ema" if weights == "ema" and "ema" in states else "generator"
+    generator.load_state_dict(states[name])
+    return generator.to(device, memory_format=datasets.layout(device)).eval()
 
 
 @torch.no_grad()
-def pictures(generator, z, y):
-    """Latents and classes -> uint8 (N, colours, size, size) on the CPU, 100 at a time."""
+def to_images(generator, z, y):
+    """Latents (N, latent_dim) and classes (N, classes) -> uint8 (N, channels, size, size) on the
+    CPU, 100 at a time."""
     device = next(generator.parameters()).device
-    parts = zip(z.split(100), y.split(100), strict=True)
-    return torch.cat([to_uint8(generator(z.to(device), y.to(device))).cpu() for z, y in parts])
+    was_training = generator.training
+    generator.eval()
+    parts = []
+    for z_part, y_part in zip(z.split(100), y.split(100), strict=True):
+        images = generator(z_part.to(device), y_part.to(device))
+        parts.append(datasets.to_uint8(images).cpu())
+    generator.train(was_training)
+    return torch.cat(parts)
 
 
-def generate(checkpoint, n, seed=0, device="cpu", label=None):
-    """n pictures, uint8 (n, colours, size, size), the same for the same seed.
+def asked_labels(generator, n, seed, first=0):
+    """The classes that generate() draws: int64 (n,), each as likely as it is in the data."""
+    return training.random_labels(generator.class_counts, n, seed, first)
 
-    label: the number of a class; None: classes as frequent as in the data, those of random_labels.
+
+def generate(generator, n, seed=0, first=0, label=None):
+    """Images number first .. first + n - 1 of the sequence with this seed, uint8 on the CPU.
+
+    label: the index of a class; None: those of asked_labels.
     """
-    inputs = class_inputs(checkpoint["data"]["counts"], n, checkpoint["flags"]["latent_dim"], seed, label)
-    return pictures(load_generator(checkpoint, device), *inputs)
+    z = training.latents(n, generator.latent_dim, seed, first)
+    labels = asked_labels(generator, n, seed, first)
+    if label is not None:
+        labels = torch.full((n,), label)
+    return to_images(generator, z, training.one_hot(labels, generator.classes))
 
 
-def interpolate(checkpoint, rows, frames, kind="spherical", seed=0, device="cpu", label=None):
-    """rows walks of `frames` pictures: uint8 (rows * frames, colours, size, size).
+WALKS = ("spherical", "linear", "classes")
 
-    kind "spherical" or "linear": between two random latents, in one class, which is `label` or the next for every row.
-    kind "classes": between that class and the next, with one random latent.
+
+def walk(generator, kind, rows, frames, seed=0, label=None):
+    """rows walks of `frames` images, row after row: uint8 (rows * frames, channels, size, size).
+
+    kind "spherical" or "linear": from one random latent to another, in one class. This is `label`,
+    or another class for each row.
+    kind "classes": from that class to the next, with one random latent.
     """
-    classes = len(checkpoint["data"]["classes"])
-    first = torch.arange(rows) % classes if label is None else torch.full((rows,), label)
-    y = one_hot(first, classes).repeat_interleave(frames, 0)
-    if kind == "classes":
-        z = latents(rows, checkpoint["flags"]["latent_dim"], seed).repeat_interleave(frames, 0)
-        other = one_hot((first + 1) % classes, classes).repeat_interleave(frames, 0)
-        y = torch.lerp(y, other, torch.linspace(0, 1, frames).repeat(rows)[:, None])
-    else:
-        z = walks(rows, frames, checkpoint["flags"]["latent_dim"], kind, seed)
-    return pictures(load_generator(checkpoint, device), z, y)
+    classes = generator.classes
+    labels = torch.arange(rows) % classes
+    if label is not None:
+        labels = torch.full((rows,), label)
+    y = training.one_hot(labels, classes)
+    if kind != "classes":
+        z = training.walks(rows, frames, generator.latent_dim, kind, seed)
+        return to_images(generator, z, y.repeat_interleave(frames, 0))
+    z = training.latents(rows, generator.latent_dim, seed)
+    next_y = training.one_hot((labels + 1) % classes, classes)
+    t = torch.linspace(0, 1, frames)[:, None]
+    y = torch.lerp(y[:, None], next_y[:, None], t)  # (rows, frames, classes)
+    return to_images(generator, z.repeat_interleave(frames, 0), y.flatten(0, 1))
 
 
-# -------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------- main
 
 
-def main(args):
-    if args.load:
-        return use_generator(SCRIPT, args, generate, interpolate)
-    idle = {"condition", "class_from", "class_scale", "d_norm"} if args.arch == "resnet18" else set()
-    idle |= {"class_from"} if args.condition == "projection" else set()
-    if idle := idle & set(args.explicit):
-        other = "arch resnet18" if args.arch == "resnet18" else "condition projection"
-        raise InputError(f"--{min(idle).replace('_', '-')} does nothing with --{other}: leave it out")
-    if args.r1 > 0 and (args.arch == "resnet18" or args.d_norm == "batch"):
-        why = "behind BatchNorm a score depends on the whole batch"
-        raise InputError(f"--r1 {args.r1} goes with --arch dcgan --d-norm spectral ({why}): --r1 0 turns it off")
-    run = Run(SCRIPT, args, FLAGS, PRESETS, losses_of, updates="d_steps")
-    args, device, colours, classes = run.args, run.device, run.data.images.shape[1], len(run.data.classes)
+def draw(run, generator, seed):
+    """samples/<step>.png: a row for each class, from the same eight latents each time."""
+    run.wait()  # so that run.seconds counts training only
+    if run.is_main:
+        classes = generator.classes
+        z, labels = training.class_rows(classes, generator.latent_dim, seed)
+        images = to_images(generator, z, training.one_hot(labels, classes))
+        picture = datasets.grid(images, columns=8)
+        datasets.save_picture(picture, run.path / "samples" / f"{run.step:06d}.png")
 
-    # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
+
+def main(argv=None):
+    args, _ = parse_args(argv)
+    device, args.precision = training.pick_device(args.device, args.precision)
+    autocast = functools.partial(training.autocast, device, args.precision)
+    args.size = args.size or datasets.default_size(args.data)
+    data, held_out = datasets.load_parts(args.data, args.size)
+    datasets.require_labels(data, args.data)
+    batches = datasets.Batches(data, args.batch, device, args.seed, balance=args.balance)
+    per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
+    total = args.steps or args.epochs * per_epoch
+    sample_every = args.sample_every or max(100, per_epoch)
+    save_every = args.save_every or max(100, per_epoch)
+
+    # The seed fixes the weights and latents. The latents of the pictures have seeds of their own.
     torch.manual_seed(args.seed)
-    generator = make_generator(args, colours, classes)
-    discriminator = make_discriminator(args, colours, classes)
+    channels = data.images.shape[1]
+    counts = datasets.class_counts(data)
+    sizes = (args.latent_dim, args.width, args.class_scale)
+    generator = Generator(args.size, channels, counts, *sizes).apply(init_weights)
+    kind = (args.d_norm, args.condition)
+    discriminator = Discriminator(args.size, channels, len(counts), args.width, *kind)
+    discriminator.apply(init_weights)
     if args.dry_run:
-        y = one_hot(torch.zeros(2, dtype=torch.int64), classes)
-        describe(generator, torch.zeros(2, args.latent_dim), y)
-        describe(discriminator, torch.zeros(2, colours, args.size, args.size), y)
-        return run.plan()
-    networks = {"generator": generator, "discriminator": discriminator}
-    average = None
+        y = torch.zeros(2, len(counts))
+        training.describe(generator, torch.zeros(2, args.latent_dim), y)
+        training.describe(discriminator, torch.zeros(2, channels, args.size, args.size), y)
+        return training.print_plan(args, data, total, per_epoch, device)
+    models = {"generator": generator, "discriminator": discriminator}
+    sampler = generator  # whose images are drawn and measured
     if args.ema > 0:
-        average = networks["ema"] = copy.deepcopy(generator)
-    for network in networks.values():
-        network.to(device, memory_format=layout(device))
+        sampler = models["ema"] = copy.deepcopy(generator)
+    for model in models.values():
+        model.to(device, memory_format=datasets.layout(device))
 
-    def adam(network, lr):
-        # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py). Without decay AdamW is Adam
-        return torch.optim.AdamW(
-            network.parameters(), lr, (args.beta1, 0.999), weight_decay=args.weight_decay, **adam_kernel(device)
+    # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py).
+    adam = functools.partial(
+        torch.optim.AdamW,
+        betas=(args.beta1, 0.999),
+        weight_decay=args.weight_decay,  # without it AdamW is Adam
+        **training.adam_options(device),
+    )
+    opt_g = adam(generator.parameters(), args.lr_g)
+    opt_d = adam(discriminator.parameters(), args.lr_d)
+
+    # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
+    networks = (generator, discriminator)
+    captured = functools.partial(training.captured, device=device, no_graph=args.no_graph)
+    d_step = captured(functools.partial(discriminator_step, *networks, opt_d, autocast, args))
+    g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args))
+    if args.ema > 0:
+        ema_step = captured(functools.partial(training.update_ema, sampler, generator, args.ema))
+
+    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    report = PRESETS.get(args.preset, {}).get("report")
+    metrics = None
+    if args.eval_images and (args.eval_every or report):
+        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+        metrics = training.tool("metrics")  # None where metrics.py is missing
+    if metrics:
+        weights, _ = metrics.usable_dims(args.dims, args.weights)
+        settings = {"dims": args.dims, "weights": weights, "device": device}
+        measured = {**settings, "real_words": reference.words}
+
+    optimizers = {"generator": opt_g, "discriminator": opt_d}
+    # Makes the run directory, or on --resume loads the checkpoint and goes on where it stopped.
+    with training.start(args, SCRIPT, data, batches, models, optimizers, total, per_epoch) as run:
+        if run.step == 0:
+            run.save("last.pt")
+            draw(run, sampler, args.seed + 1)
+            run.write_weights()
+        while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
+            sigma = training.scalar(args.noise * max(0.0, 1 - run.step / args.noise_steps), device)
+            training.set_lr(opt_g, args.lr_g * args.lr_decay**run.step)
+            training.set_lr(opt_d, args.lr_d * args.lr_decay**run.step)
+            r1 = torch.zeros((), device=device)  # the mean over the updates of this step
+            for k in range(args.d_steps):
+                real, labels = next(batches)
+                update = run.step * args.d_steps + k
+                take_r1 = args.r1 > 0 and update % args.r1_every == 0
+                *d_losses, slope = d_step(real, labels, sigma, take_r1=take_r1)
+                r1 += slope / args.d_steps
+            for _ in range(args.g_steps):
+                g_loss = g_step(labels, sigma)
+            if args.ema > 0:
+                ema_step()
+            d_real, d_fake, class_real, class_fake = d_losses
+            losses = {"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss}
+            if args.condition == "auxiliary":
+                losses |= {"class_real": class_real, "class_fake": class_fake}
+            if args.r1 > 0:
+                losses["r1"] = r1
+            run.count(**losses)  # step += 1
+
+            last = run.step == total
+            scores = {}
+            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+                run.wait()
+                fake = generate(sampler, args.eval_images, args.seed + 2)
+                scores = metrics.curve(reference.choose, fake, **measured)
+                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+            # also at the end of an epoch, so that no row spans two epochs
+            if last or run.every(args.log_every, args.eval_every, per_epoch):
+                run.write_log(**scores)  # waits for the device; stops the run at NaN
+            if last or run.every(sample_every):
+                draw(run, sampler, args.seed + 1)
+                run.write_weights()  # histograms of every layer
+            if last or run.every(save_every):
+                run.save("last.pt")
+        if run.step < total:
+            run.save("last.pt")
+            return run.goodbye()  # says how to resume
+
+    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
+    if metrics and report:  # first the numbers: a plot that fails must not lose them
+        fake = generate(sampler, args.eval_images, args.seed + 2)
+        values = metrics.evaluate(
+            reference.judge,
+            fake,
+            floor=reference.choose,
+            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+            **measured,
         )
-
-    opt_g, opt_d = adam(generator, args.lr_g or args.lr), adam(discriminator, args.lr_d or args.lr)
-    shown = generator if average is None else average  # whose pictures are shown and measured
-    fixed = class_rows(classes, args.latent_dim, args.seed + 1)  # of the samples
-
-    def pictures_now(z, y):
-        images = pictures(shown.eval(), z, y)
-        shown.train()
-        return images
-
-    def sample():
-        save_picture(grid(pictures_now(*fixed), 8), run.path / "samples" / f"{run.step:06d}.png")
-
-    def fakes(n):
-        return pictures_now(*class_inputs(run.about["counts"], n, args.latent_dim, args.seed + 2))
-
-    with run.opened(networks, {"generator": opt_g, "discriminator": opt_d}, sample, fakes):
-        ours = generator, discriminator, opt_g, opt_d, average
-        train = Captured(train_step, schedule, args, run.batches, *ours, run.autocast)
-        for step in run.steps():
-            run.record(train(step))
-    run.finish(generate)
+        # Is the class obeyed? Asked of more images, of another seed.
+        n = metrics.conditional_count(data, args.eval_images)
+        fake = generate(sampler, n, args.seed + 3)
+        asked = asked_labels(sampler, n, args.seed + 3)
+        settings["eval_images"] = args.eval_images
+        values += metrics.conditional(data, held_out, fake, asked, **settings)
+        metrics.write_result(run, values, PRESETS[args.preset])
+    if plots := training.tool("report"):
+        for path in plots.report(run.path, device=device):
+            print(f"wrote {path}")
+    return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":
-    run_program(f"{SCRIPT}.py", main, ARGS)
+    run_program(main)
