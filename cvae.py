@@ -1,10 +1,15 @@
-"""Conditional variational autoencoder (CVAE): convolutional, and told the class of the picture.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
+# ///
+"""CVAE: a convolutional variational autoencoder that is told the class of each image.
 
-As in vae_mlp.py, an encoder turns a picture x into a normal distribution over latents, q(z|x,y) = N(mu, exp(logvar)),
-and a decoder turns a latent into a picture; the picture must come back, and q must stay close to N(0, I). Here both are
-also given the class y, so that z need not hold it: the same z with another y is another class in the same "style".
+As in vae_mlp.py, the encoder turns an image x into a normal distribution over latents, and the
+decoder turns a latent into an image. The image must come back, and the distribution must stay close
+to N(0, I). Here both networks also get the class y, so z need not hold it: the same z with another
+y gives another class in the same "style".
 
-    picture (3, 64, 64)                              z (256), embedding of y (128)
+    image x (3, 64, 64)                              z (256), embedding of y (128)
       | Conv 4x4 stride 2, BatchNorm, ReLU             | Linear
     (f, 32, 32)                                      (8f, 4, 4)
       |                                                | ConvTranspose 4x4 stride 2, BatchNorm, ReLU
@@ -12,469 +17,560 @@ also given the class y, so that z need not hold it: the same z with another y is
       |                                                |
     (4f, 8, 8)                                       (2f, 16, 16)
       |                                                |
-    (8f, 4, 4), flattened; embedding of y (128)      (f, 32, 32)
+    (8f, 4, 4) flattened, embedding of y (128)       (f, 32, 32)
       | two Linear                                     | ConvTranspose 4x4 stride 2
-    mu (256), logvar (256)                           picture (3, 64, 64), tanh          f = --width
+    mu (256), logvar (256) of q(z|x,y)               image (3, 64, 64), tanh          f = --width
 
-Sohn, Lee, Yan: Learning Structured Output Representation using Deep Conditional Generative Models, NIPS 2015;
-Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114).
+Sohn, Lee, Yan: Learning Structured Output Representation using Deep Conditional Generative Models,
+NIPS 2015. Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114).
 
-The weight of the KL. Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here
-both terms are nats per picture, summed over its D values and over the latents, and averaged over the batch:
+Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here both
+terms are nats of an image: summed over its D values and over the latents, then averaged over the
+batch:
 
-    loss = -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I))       kl_weight 1: minus the evidence lower bound (ELBO)
+    loss = -log p(x|z,y) + kl_weight * KL(q(z|x,y) || N(0, I))
+
+With kl_weight 1 this is a bound on -log p(x|y): minus the evidence lower bound, or ELBO.
 
     --likelihood bernoulli   cross-entropy of the values in [0, 1]
-    --likelihood gaussian    half the squared error of the values in [-1, 1]: a normal density with sigma = 1, without
-                             its constant. Divided by kl_weight, the loss is the bound of sigma^2 = kl_weight
-    --likelihood sigma       a normal density with a sigma that is learnt (Rybkin et al. 2021, arXiv 2006.13202)
+    --likelihood gaussian    half the squared error of the values in [-1, 1]: a normal density with
+                             sigma = 1, without its constant. Divided by kl_weight, the loss is
+                             the bound for sigma^2 = kl_weight
+    --likelihood sigma       a normal density, sigma is learned (Rybkin et al. 2021, arXiv
+                             2006.13202)
 
-    R2   sum of cross-entropy + sum of KL                        bernoulli, kl_weight 1
-    R0   mean squared error + 1.0 * mean of KL over 256 latents  times D/2: gaussian, D/512 = 24 at D = 3x64x64
-    R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
-         the same on values in [0, 1], as MNIST is usually read  times 4 D/2: 0.0005 D = 0.512 at D = 32x32
+The losses of the reports, and what they are here, with D = 3 * 64 * 64 where nothing else is said:
 
-    python cvae.py                                               # built-in shapes: about two minutes on two cores
-    python cvae.py --data photos/ --size 64 --epochs 80          # your own pictures: sub-folders are the classes
-    python cvae.py --load runs/cvae-shapes-1 --generate 64 --class star --to stars.png
+    R0   mean squared error + 1.0 * mean of KL over 256 latents
+             times D/2: gaussian with kl_weight D/512 = 24
+    R1   mean squared error + 0.00025 * sum of KL
+             times D/2: gaussian with kl_weight 0.000125 D = 1.536
+    R1   the same on values in [0, 1], in which MNIST is usually read
+             times 4 D/2: gaussian with kl_weight 0.0005 D = 0.512 at D = 32 * 32
+    R2   sum of cross-entropy + sum of KL (see vae_mlp.py)
+             bernoulli with kl_weight 1
 
-Report rows (the README has the numbers): --preset animals is R0a; mnist, artbench64 and artbench256 are R1b.
-Time: an epoch of 8,250 animals takes about two minutes on two older CPU cores, one of MNIST four;
-on one core with AMX half a minute and one.
+    python cvae.py                                 # built-in shapes: two minutes on two cores
+    python cvae.py --data photos/ --size 64        # your own images: sub-folders are the classes
+    python sample.py runs/cvae-shapes-1 --class star --count 64 --to stars.png
 
-If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
-it a CVAE is in `CVAE`, the losses and `train_step`; change those. The blocks marked "shared" are the same in every
-script (the losses in both autoencoders).
+Report rows: --preset animals is R0a; mnist, artbench64 and artbench256 are R1b.
+Time: an epoch of 8,250 animals takes about two minutes on two older CPU cores, one of MNIST four.
+On one core with AMX they take half a minute and one minute.
+
+If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
+inception.py and report.py if you want FID and plots). What makes it a CVAE is in `CVAE`,
+`loss_terms` and `train_step`; change those. `main` is the whole loop.
 """
 
-import argparse
-import sys
-
-# A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
-PRESETS = {
-    "shapes": dict(  # what `python cvae.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=32, latent_dim=32, batch=64, lr=1e-3, steps=1500, ema=0.99, likelihood="sigma",
-        kl_warmup=300, sample_every=100, save_every=500,
-    ),
-    "animals": dict(  # R0a
-        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=80, lr=2e-4, likelihood="gaussian",
-        kl_weight=24.0,
-        report={"squared error": 0.1136, "KL per latent (nats)": 0.0315, "protocol": "R0: training loss at the end "
-                "of 80 epochs of 13,500 images; squared error averaged over values, KL over 256 latents (our reading)"},
-    ),
-    "mnist": dict(  # R1b: only the weight of the KL is stated. Here of values in [0, 1], see above; the rest is ours
-        data="mnist", size=32, width=64, latent_dim=256, batch=128, epochs=20, lr=1e-3, ema=0.999,
-        likelihood="gaussian", kl_weight=0.512,
-        report={"protocol": "R1: pictures and GIFs, no number"},
-    ),
-    "artbench64": dict(  # R1b: 0.00025 / 2 * 3 * 64 * 64; the rest is ours
-        data="artbench10", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4, likelihood="gaussian",
-        kl_weight=1.536,
-        report={"protocol": "R1: pictures and GIFs, no number"},
-    ),
-    "artbench256": dict(  # R1b: 0.00025 / 2 * 3 * 256 * 256
-        data="artbench10", size=256, width=64, latent_dim=256, batch=64, epochs=100, lr=2e-4, likelihood="gaussian",
-        kl_weight=24.576,
-        report={"protocol": "R1: pictures and GIFs, no number"},
-    ),
-}  # fmt: skip
-
-
-# --- shared: flags ---
-def number(kind, low, below=float("inf")):
-    """An argparse type: an int or a float with low <= value < below."""
-
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < below:
-            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
-            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
-        return value
-
-    return convert
-
-
-COMMON = {  # flag: (default, type or choices, help); None as a default is explained in the help
-    "data": ("shapes", str, "a known data set (python datasets.py lists them), or a folder, zip or .npz of your own"),
-    "epochs": (50, number(int, 1), "length in passes over the data"),
-    "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
-    "batch": (128, number(int, 2), "images in one update"),
-    "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "seed": (0, number(int, 0, 2**32), "of weights, latents and data order"),
-    "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
-    "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
-    "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
-    "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
-    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
-    "out": (None, str, "run directory (default: a new one in runs/)"),
-    "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
-    "log_every": (50, number(int, 1), "steps between rows of log.csv"),
-    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch, at least 100)"),
-    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch, at least 100)"),
-    "eval_every": (0, number(int, 0), "steps between FID evaluations that choose best.pt; 0: none"),
-    "eval_images": (1000, number(int, 0), "images on each side of an evaluation; 0: no evaluation"),
-    "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
-    "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
-    "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
-    "load": (None, str, "a checkpoint or run directory to use, for example with --generate"),
-    "generate": (None, number(int, 1), "with --load: make N pictures"),
-    "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
-}
-
-
-def parse_args(argv=None):
-    """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
-    title, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")  # one line
-    for name, (default, kind, about) in FLAGS.items():
-        options = {"help": about.replace("%", "%%") + (f" [{default}]" if default not in (None, False) else "")}
-        if name == "resume":
-            options.update(nargs="?", const="", metavar="DIR")
-        elif kind is None:
-            options["action"] = "store_true"
-        elif isinstance(kind, list):
-            options.update(choices=kind, type=type(kind[0]), nargs="+" if isinstance(default, list) else None)
-        else:
-            options.update(type=kind, metavar=name.rsplit("_")[-1].upper())
-        parser.add_argument("--" + name.replace("_", "-"), **options)
-    given = vars(parser.parse_args(argv))
-    if given.get("data", "shapes") == "shapes" and not given.keys() & {"preset", "resume", "load"}:
-        given["preset"] = "shapes"
-    preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
-    assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
-    if "epochs" in given:
-        preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
-    if "lr" in given:
-        preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
-    args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
-    args.explicit = sorted(given)
-    uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
-    lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
-    if lonely or args.load and (len(uses) != 1 or args.resume is not None):
-        parser.error(f"--load goes with one of --{' N, --'.join(USED_WITH)} N, they with it, none with --resume")
-    if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
-        parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
-    if args.resume is not None and args.out:
-        parser.error("--resume goes on in its own directory: leave out --out")
-    return args
-
-
-# --- end shared ---
-
-FLAGS = COMMON | {
-    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
-    "width": (64, number(int, 1), "base channel count, f in the drawing"),
-    "latent_dim": (256, number(int, 1), "length of z"),
-    "lr": (2e-4, number(float, 1e-12), "learning rate"),
-    "likelihood": ("gaussian", ["bernoulli", "gaussian", "sigma"], "p(x|z,y): see below"),
-    "kl_weight": (1.0, number(float, 1e-9), "weight of the KL in nats against the reconstruction in nats: see below"),
-    "kl_warmup": (0, number(int, 0), "the weight of the KL grows linearly over this many steps"),
-    "balance": (False, None, "draw every class equally often, however many images it has"),
-    "hold_out": (0, number(int, 0), "images kept out of training to measure on, for data without a test split"),
-    "class": (None, str, "with --generate: make pictures of this class only"),
-    "interpolate": (
-        None,
-        number(int, 2),
-        "with --load: N pictures from a real image and its class to another, 8 times",
-    ),
-}
-
-USED_WITH = {"generate": ["to", "class"], "interpolate": ["to"]}  # a use of --load: the flags that it reads
-
-if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
-    ARGS = parse_args()
-
+import contextlib
 import copy
+import functools
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    from datasets import Captured, Run, above, adam_kernel, channels, class_inputs, class_rows, describe, flags_of
-    from datasets import from_uint8, grid, layout, measured_on, one_hot, run_program, save_picture, shuffled  # isort: skip
-    from datasets import to_uint8, update_average, use_generator  # isort: skip
-except ImportError as problem:
-    sys.exit(print(f"cvae.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+import datasets
+import training
+from datasets import from_uint8, to_uint8
+from sources import InputError, new_parser, number, run_program
 
-SCRIPT = "cvae"
-EMBEDDING = 128  # length of a class's embedding
+SCRIPT = Path(__file__).stem
 
-# ---------------------------------------------------------------------------------------------------- network
+# A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
+R1B = dict(  # R1b states the weight of the KL only. The rest is ours
+    width=64, latent_dim=256, likelihood="gaussian",
+    report={"protocol": "R1: pictures and GIFs, no number"},
+)  # fmt: skip
+PRESETS = {
+    "shapes": dict(  # what `python cvae.py` alone runs: small enough for a laptop without a GPU
+        data="shapes", size=32, width=32, latent_dim=32, batch=64, lr=1e-3, steps=1500, ema=0.99,
+        likelihood="sigma", kl_warmup=300, sample_every=100, save_every=500,
+    ),
+    "animals": dict(  # R0a
+        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=80, lr=2e-4,
+        likelihood="gaussian", kl_weight=24.0,
+        report={
+            "squared error": 0.1136,
+            "KL per latent (nats)": 0.0315,
+            "protocol": "R0: training loss at the end of 80 epochs of 13,500 images; squared error "
+            "averaged over values, KL over 256 latents (our reading)",
+        },
+    ),
+    "mnist": dict(  # 0.00025 / 2 * 4 * 32 * 32, because that weight is meant for values in [0, 1]
+        R1B, data="mnist", size=32, batch=128, epochs=20, lr=1e-3, ema=0.999, kl_weight=0.512,
+    ),
+    "artbench64": dict(  # 0.00025 / 2 * 3 * 64 * 64
+        R1B, data="artbench10", size=64, batch=128, epochs=100, lr=2e-4, kl_weight=1.536,
+    ),
+    "artbench256": dict(  # 0.00025 / 2 * 3 * 256 * 256
+        R1B, data="artbench10", size=256, batch=64, epochs=100, lr=2e-4, kl_weight=24.576,
+    ),
+}  # fmt: skip
+
+# Flags that may differ on --resume. Any other would contradict the steps already trained.
+MAY_CHANGE = {
+    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
+    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
+}  # fmt: skip
+
+LIKELIHOODS = ["bernoulli", "gaussian", "sigma"]
+EMBEDDING = 128  # length of the embedding of a class
+TEST_COLUMNS = ("loss_recon_test", "loss_kl_test", "loss_bound_test", "mse_test")  # of log.csv
+
+
+def parse_args(argv=None):
+    """Command line -> (Namespace, set of the names of the flags that were typed)."""
+    parser = new_parser(f"{SCRIPT}.py", __doc__)
+    add = parser.add_argument
+    whole = number(int, 1)
+    count = number(int, 0)
+    add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
+    add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
+    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
+    add("--likelihood", choices=LIKELIHOODS, default="gaussian", help="p(x|z,y) [%(default)s]")
+    add("--kl-weight", type=number(float, 1e-9), default=1.0, help="see below [%(default)s]")
+    add("--kl-warmup", type=count, default=0, help="steps over which it grows [%(default)s]")
+    add("--balance", action="store_true", help="draw every class equally often")
+    add("--hold-out", type=count, default=0, help="for data without a test split [%(default)s]")
+    training.add_run_flags(parser, PRESETS)
+    return training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+
+
+# ---------------------------------------------------------------------------------------- network
+
+
+def convolutions(convolution, widths):
+    """Layers from each width to the next: a 4x4 convolution of stride 2, BatchNorm, ReLU."""
+    layers = []
+    for in_channels, out_channels in zip(widths, widths[1:], strict=False):
+        layers += [convolution(in_channels, out_channels, 4, 2, 1, bias=False)]
+        layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
+    return layers
 
 
 class CVAE(nn.Module):
-    """Encoder and decoder. Pictures are (N, colours, size, size) in [-1, 1]; classes y are float (N, classes), one-hot
-    or, between two classes, a mixture."""
+    """Encoder and decoder of images (N, channels, size, size) in [-1, 1] and their classes.
 
-    def __init__(self, size, colours, classes, latent_dim, width):
+    labels: int64 (N,), or float (N, classes) for mixtures of classes. class_counts: how many images
+    each class has in the data; only carried along, for `generate`. So are likelihood and kl_weight,
+    for the losses below.
+    """
+
+    def __init__(self, size, channels, class_counts, latent_dim, width, likelihood, kl_weight):
         super().__init__()
-        counts = channels(size, width)[::-1]  # at size 64, width 64: 64, 128, 256, 512
-        layers, before = [], colours
-        for after in counts:  # side halves: 32, 16, 8, 4
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-            before = after
-        self.encoder = nn.Sequential(*layers, nn.Flatten())  # (N, 8192)
-        self.encoder_label, self.decoder_label = nn.Embedding(classes, EMBEDDING), nn.Embedding(classes, EMBEDDING)
-        self.mu = nn.Linear(counts[-1] * 16 + EMBEDDING, latent_dim)
-        self.logvar = nn.Linear(counts[-1] * 16 + EMBEDDING, latent_dim)
+        self.class_counts = class_counts
+        self.classes = len(class_counts)
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.kl_weight = kl_weight
+        widths = training.layer_widths(size, width)  # at size 64, width 64: 512, 256, 128, 64
+        features = widths[0] * 4 * 4  # 8192
+        self.encoder = nn.Sequential(
+            *convolutions(nn.Conv2d, [channels, *widths[::-1]]),  # the side: 32, 16, 8, 4
+            nn.Flatten(),  # (N, 8192)
+        )
+        self.encoder_label = nn.Embedding(self.classes, EMBEDDING)
+        self.decoder_label = nn.Embedding(self.classes, EMBEDDING)
+        self.mu = nn.Linear(features + EMBEDDING, latent_dim)
+        self.logvar = nn.Linear(features + EMBEDDING, latent_dim)
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim + EMBEDDING, features),
+            nn.Unflatten(1, (widths[0], 4, 4)),
+            *convolutions(nn.ConvTranspose2d, widths),  # the side: 8, 16, 32
+            nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1),  # (N, channels, 64, 64)
+        )
+        self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # only --likelihood sigma uses it
 
-        layers = [nn.Linear(latent_dim + EMBEDDING, counts[-1] * 16), nn.Unflatten(1, (counts[-1], 4, 4))]
-        for before, after in zip(counts[:0:-1], counts[-2::-1], strict=True):  # side doubles: 8, 16, 32
-            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False), nn.BatchNorm2d(after)]
-            layers += [nn.ReLU(inplace=True)]
-        self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(counts[0], colours, 4, 2, 1))  # (N, colours, 64, 64)
-        self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # of --likelihood sigma; the others leave it alone
+    def one_hot(self, labels):
+        """Labels -> float (N, classes). Mixtures stay as they are."""
+        if labels.dim() == 2:
+            return labels
+        return training.one_hot(labels, self.classes)
 
-    def encode(self, x, y):
-        """Pictures and classes -> mu and logvar of q(z|x,y), both (N, latent_dim), in the type of x."""
-        h = torch.cat([self.encoder(x).to(x.dtype), y @ self.encoder_label.weight], dim=1)
-        return self.mu(h).to(x.dtype), self.logvar(h).to(x.dtype)
+    def encode(self, images, labels):
+        """Images and classes -> mu and logvar of q(z|x,y), both (N, latent_dim), float32."""
+        embedding = self.one_hot(labels) @ self.encoder_label.weight
+        features = torch.cat([self.encoder(images), embedding], dim=1)
+        mu = self.mu(features).to(images.dtype)
+        logvar = self.logvar(features).to(images.dtype)
+        return mu, logvar
 
-    def decode(self, z, y):
-        """Latents and classes -> (N, colours, size, size), before the last non-linearity."""
-        return self.decoder(torch.cat([z, y @ self.decoder_label.weight], dim=1))
+    def decode(self, z, labels):
+        """Latents and classes -> (N, channels, size, size), before the last non-linearity."""
+        embedding = self.one_hot(labels) @ self.decoder_label.weight
+        return self.decoder(torch.cat([z, embedding], dim=1))
 
-    def forward(self, x, y, eps):
-        """-> decoder output, mu, logvar, for z = mu + sigma * eps: a draw from N(mu, sigma^2) through which a gradient
-        reaches mu and sigma (the reparameterisation trick). eps: standard normal noise (N, latent_dim)."""
-        mu, logvar = self.encode(x, y)
-        return self.decode(mu + torch.exp(0.5 * logvar) * eps, y), mu, logvar
+    def forward(self, images, labels, eps):
+        """Images, classes and noise eps ~ N(0, I), (N, latent_dim) -> output of the decoder, mu,
+        logvar.
 
-
-# ------------------------------------------------------------------------------------------------------ losses
-
-
-# --- shared: losses of the autoencoders ---
-def kl_to_prior(mu, logvar):
-    """KL(N(mu, exp(logvar)) || N(0, I)) in nats: (N, latent_dim) twice -> (N,). Kingma and Welling, appendix B."""
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+        z = mu + sigma * eps is a draw from N(mu, sigma^2) that lets gradients through to mu and
+        sigma: the reparameterization trick.
+        """
+        mu, logvar = self.encode(images, labels)
+        return self.decode(mu + torch.exp(0.5 * logvar) * eps, labels), mu, logvar
 
 
-def mean_picture(output, likelihood):
-    """Decoder output -> the mean of p(x|z), in [-1, 1]. The logistic function 1 / (1 + e^-a) is (1 + tanh(a/2)) / 2."""
-    return torch.tanh(output / 2 if likelihood == "bernoulli" else output)
+# ----------------------------------------------------------------------------------------- losses
+
+# --- the same in vae_mlp.py and cvae.py (a test compares them): from here
 
 
-def terms(output, mu, logvar, x, log_sigma, args):
-    """The four terms of every picture x in [-1, 1], float32 (4, N): what each likelihood means stands at the top.
+def mean_image(output, likelihood):
+    """Output of the decoder -> the mean of p(x|z), in [-1, 1].
 
-    reconstruction and KL in nats, the bound (minus the ELBO) in nats, and the mean squared error over the D values.
+    For bernoulli the mean of a value in [0, 1] is the sigmoid 1 / (1 + e^-a) = (1 + tanh(a/2)) / 2.
     """
-    output = output.to(x.dtype)  # with --precision bf16 the networks compute in it, the sums below do not
-    kl, size = kl_to_prior(mu, logvar), x[0].numel()
-    square = (x - mean_picture(output, args.likelihood)).square().flatten(1).sum(1)
-    if args.likelihood == "bernoulli":
-        nats = F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+    if likelihood == "bernoulli":
+        return torch.tanh(output / 2)
+    return torch.tanh(output)
+
+
+def loss_terms(model, images, output, mu, logvar):
+    """The terms of each image, float32 (4, N). The loss is made of the first two.
+
+      -log p(x|z)            in nats; the docstring of this file says what each likelihood means
+      KL(q(z|x) || N(0, I))  in nats
+      bound                  minus the ELBO, in nats
+      squared error          averaged over the D values of an image, which are in [-1, 1]
+
+    images: (N, channels, size, size) in [-1, 1]; output, mu, logvar: what the model gives for them.
+    """
+    output = output.to(images.dtype)  # in bf16 the networks compute in it, but not these sums
+    # to N(0, I): Kingma and Welling, appendix B
+    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+    values = images[0].numel()  # D
+    squared_error = (images - mean_image(output, model.likelihood)).square().flatten(1).sum(1)
+    if model.likelihood == "bernoulli":
+        target = (images + 1) / 2  # in [0, 1]
+        nats = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        nats = nats.flatten(1).sum(1)
         bound = nats + kl
-    elif args.likelihood == "gaussian":  # the bound is that of the sigma^2 = kl_weight that the loss stands for
-        nats = 0.5 * square
-        bound = nats / args.kl_weight + 0.5 * math.log(2 * math.pi * args.kl_weight) * size + kl
+    elif model.likelihood == "gaussian":
+        nats = 0.5 * squared_error
+        # the bound of the density that this loss stands for, with sigma^2 = kl_weight
+        constant = 0.5 * math.log(2 * math.pi * model.kl_weight) * values
+        bound = nats / model.kl_weight + constant + kl
     else:
-        nats = 0.5 * square * torch.exp(-2 * log_sigma) + (log_sigma + 0.5 * math.log(2 * math.pi)) * size
+        constant = (model.log_sigma + 0.5 * math.log(2 * math.pi)) * values
+        nats = 0.5 * squared_error * torch.exp(-2 * model.log_sigma) + constant
         bound = nats + kl
-    return torch.stack([nats, kl, bound.detach(), square.detach() / size])  # the loss is made of the first two
+    return torch.stack([nats, kl, bound.detach(), squared_error.detach() / values])
 
 
-# --- end shared ---
-
-LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")  # the means of `terms`
-
-# -------------------------------------------------------------------------------------------------- train step
+# --- the same in vae_mlp.py and cvae.py: to here
 
 
-def schedule(step, args):
-    """What changes from step to step, which counts from 0: the factor of the learning rate, and the KL's weight with
-    its warm-up (why: see vae_mlp.py)."""
-    return {"decay": args.lr_decay**step, "weight": args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))}
+# ----------------------------------------------------------------------------------------- update
 
 
-def train_step(now, args, batches, cvae, optimiser, average, autocast):
-    """One update: minimise -log p(x|z,y) + weight * KL, with one z for each picture.
+def train_step(cvae, optimizer, autocast, images, labels, kl_weight):
+    """One update: minimize -log p(x|z,y) + kl_weight * KL, with one z for each image.
 
-    now: what schedule() returns. Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for it.
+    images: (N, C, H, W) in [-1, 1]; labels: int64 (N,); kl_weight: tensor.
+    Returns the means of loss_terms, four tensors on the device.
     """
-    for group in optimiser.param_groups:
-        group["lr"] = args.lr * now["decay"]
-
-    x, labels = next(batches)
-    y = one_hot(labels, cvae.encoder_label.num_embeddings)
-    eps = torch.randn(args.batch, args.latent_dim, device=x.device)
+    eps = torch.randn(len(images), cvae.latent_dim, device=images.device)
     with autocast():
-        output, mu, logvar = cvae(x, y, eps)
-    found = terms(output, mu, logvar, x, cvae.log_sigma, args)
-    optimiser.zero_grad()
-    (found[0] + now["weight"] * found[1]).mean().backward()
-    optimiser.step()
-
-    if average is not None:
-        update_average(average, cvae, args.ema)
-    return found.detach().mean(1)
+        output, mu, logvar = cvae(images, labels, eps)
+    terms = loss_terms(cvae, images, output, mu, logvar)
+    reconstruction, kl, _, _ = terms
+    optimizer.zero_grad()
+    (reconstruction + kl_weight * kl).mean().backward()
+    optimizer.step()
+    return terms.detach().mean(1).unbind()
 
 
-# ------------------------------------------------------------------------------------------- using a checkpoint
+# ------------------------------------------------------------------------------- a trained model
 
 
-def load_cvae(checkpoint, device="cpu"):
-    """Checkpoint dict -> the trained network in eval mode (the averaged one if there is one), and its flags."""
-    args, data = flags_of(checkpoint, FLAGS), checkpoint["data"]
-    cvae = CVAE(args.size, data["channels"], len(data["classes"]), args.latent_dim, args.width)
-    cvae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["cvae"])
-    return cvae.to(device, memory_format=layout(device)).eval(), args
+def load_model(checkpoint, device="cpu", weights="ema"):
+    """Checkpoint dict -> the trained CVAE in eval mode, with `examples`: datasets.Images.
+
+    weights: "ema" (averaged, if there are any) or "plain".
+    """
+    flags = checkpoint["flags"]
+    data = checkpoint["data"]
+    cvae = CVAE(
+        flags["size"],
+        data["channels"],
+        data["counts"],
+        flags["latent_dim"],
+        flags["width"],
+        flags["likelihood"],
+        flags["kl_weight"],
+    )
+    states = checkpoint["models"]
+    name = "ema" if weights == "ema" and "ema" in states else "cvae"
+    cvae.load_state_dict(states[name])
+    images = checkpoint["examples"]
+    labels = checkpoint["example_labels"]
+    cvae.examples = datasets.Images(images, labels, data["classes"], data["name"], "", False, "")
+    return cvae.to(device, memory_format=datasets.layout(device)).eval()
 
 
-@torch.no_grad()
-def pictures(cvae, z, y, likelihood):
-    """Latents and classes -> uint8 (N, colours, size, size) on the CPU: the mean of p(x|z,y), not a noisy draw."""
-    device, made = cvae.log_sigma.device, []
-    for part_z, part_y in zip(z.split(100), y.split(100), strict=True):
-        made.append(to_uint8(mean_picture(cvae.decode(part_z.to(device), part_y.to(device)), likelihood)).cpu())
-    return torch.cat(made)
+@contextlib.contextmanager
+def evaluating(model):
+    """A block in which the model is in eval mode: BatchNorm uses its running statistics, so that an
+    image does not depend on the others in its batch. No gradients."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
 
 
-@torch.no_grad()
-def encode(cvae, images, y):
-    """uint8 images and their classes -> mu of q(z|x,y), float32 (N, latent_dim) on the CPU."""
+def to_images(cvae, z, labels):
+    """Latents and classes -> uint8 (N, channels, size, size) on the CPU, 100 at a time.
+
+    An image is the mean of p(x|z,y), not a noisy draw from it.
+    """
     device = cvae.log_sigma.device
-    parts = zip(images.split(100), y.split(100), strict=True)
-    return torch.cat([cvae.encode(from_uint8(x.to(device)), part.to(device))[0].cpu() for x, part in parts])
+    pairs = zip(z.to(device).split(100), labels.to(device).split(100), strict=True)
+    images = []
+    with evaluating(cvae):
+        for pair in pairs:
+            images.append(to_uint8(mean_image(cvae.decode(*pair), cvae.likelihood)).cpu())
+    return torch.cat(images)
 
 
-def generate(checkpoint, n, seed=0, device="cpu", label=None):
-    """n pictures of random z ~ N(0, I), uint8 (n, colours, size, size), the same for the same seed.
+def measure(cvae, data):
+    """datasets.Images -> mu of q(z|x,y), float32 (N, latent_dim) on the CPU, and the means of
+    loss_terms over the images: four floats. Each call draws the same noise."""
+    device = cvae.log_sigma.device
+    generator = torch.Generator().manual_seed(0)
+    latents = []
+    terms = []
+    with evaluating(cvae):
+        for images, labels in zip(data.images.split(200), data.labels.split(200), strict=True):
+            images = from_uint8(images.to(device))
+            eps = torch.randn(len(images), cvae.latent_dim, generator=generator).to(device)
+            output, mu, logvar = cvae(images, labels.to(device), eps)
+            latents.append(mu.cpu())
+            terms.append(loss_terms(cvae, images, output, mu, logvar).cpu().double())
+    return torch.cat(latents), torch.cat(terms, dim=1).mean(1).tolist()
 
-    label: the number of a class; None: classes as frequent as in the data, those of random_labels.
+
+def asked_labels(cvae, n, seed, first=0):
+    """The classes that generate() draws: int64 (n,), each as likely as it is in the data."""
+    return training.random_labels(cvae.class_counts, n, seed, first)
+
+
+def generate(cvae, n, seed=0, first=0, label=None):
+    """Images number first .. first + n - 1 of the sequence with this seed, uint8 on the CPU.
+
+    label: the index of a class; None: those of asked_labels.
     """
-    cvae, args = load_cvae(checkpoint, device)
-    z, y = class_inputs(checkpoint["data"]["counts"], n, args.latent_dim, seed, label)
-    return pictures(cvae, z, y, args.likelihood)
+    z = training.latents(n, cvae.latent_dim, seed, first)
+    if label is None:
+        return to_images(cvae, z, asked_labels(cvae, n, seed, first))
+    return to_images(cvae, z, torch.full((n,), label))
 
 
-def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu"):
-    """rows walks of `frames` pictures from one real image to another, on the straight line between their mu and their
-    classes. Between the examples that the checkpoint carries; kind: "linear" only.
-    Returns uint8 (rows * frames, colours, size, size)."""
-    cvae, args = load_cvae(checkpoint, device)
-    images, y = checkpoint["examples"], one_hot(checkpoint["example_labels"], len(checkpoint["data"]["classes"]))
-    order = shuffled(len(images), seed)
-    chosen = order[torch.arange(2 * rows) % len(order)]
-    both = torch.cat([encode(cvae, images[chosen], y[chosen]), y[chosen]], dim=1)  # (2 rows, latent_dim + classes)
-    a, b = both.split(rows)
-    walk = torch.stack([torch.lerp(a, b, i / (frames - 1)) for i in range(frames)], dim=1).flatten(0, 1)
-    return pictures(cvae, walk[:, : args.latent_dim], walk[:, args.latent_dim :], args.likelihood)
+WALKS = ("images",)
 
 
-def as_every_class(checkpoint, device="cpu"):
-    """Rows of: a real image, its reconstruction, and its latent decoded as every class (of many, the first 16).
+def walk(cvae, kind, rows, frames, seed=0, label=None, images=None):
+    """rows walks of `frames` images, each from one real image to another, row after row.
 
-    Returns uint8 (rows * columns, colours, size, size), and the number of columns.
+    A walk is a straight line between the mu of both, and between their classes. kind: one of WALKS.
+    images: datasets.Images from which the ends are drawn, with labels of the same classes; None:
+    the examples in the checkpoint. Returns uint8 (rows * frames, channels, size, size).
     """
-    cvae, args = load_cvae(checkpoint, device)
-    classes = len(checkpoint["data"]["classes"])
-    images, labels = checkpoint["examples"][:8], checkpoint["example_labels"][:8]
-    z = encode(cvae, images, one_hot(labels, classes))
-    asked = torch.cat([labels[:, None], torch.arange(min(classes, 16)).expand(len(labels), -1)], dim=1)
-    made = pictures(
-        cvae, z.repeat_interleave(asked.shape[1], 0), one_hot(asked.flatten(), classes), args.likelihood
-    ).unflatten(0, asked.shape)
-    rows = torch.cat([images[:, None], made], dim=1)
-    return rows.flatten(0, 1), rows.shape[1]
+    if label is not None:
+        raise InputError("a walk between images goes through their own classes: leave out --class")
+    pool = images or cvae.examples
+    if pool.classes != cvae.examples.classes:
+        raise InputError(f"'{pool.name}' has other classes than the data of this model")
+    order = datasets.shuffled(len(pool.images), seed)
+    ends = datasets.pick(pool, order[torch.arange(2 * rows) % len(order)])
+    z, _ = measure(cvae, ends)
+    y = cvae.one_hot(ends.labels)
+    t = torch.arange(frames)[:, None] / (frames - 1)
+    z = torch.lerp(z[:rows, None], z[rows:, None], t)  # (rows, frames, latent_dim)
+    y = torch.lerp(y[:rows, None], y[rows:, None], t)  # (rows, frames, classes)
+    return to_images(cvae, z.flatten(0, 1), y.flatten(0, 1))
 
 
-@torch.no_grad()
-def measure(cvae, images, labels, args):
-    """The means of `terms` over uint8 images, with latents that are the same at every call: a list of four floats."""
-    generator, parts, device = torch.Generator().manual_seed(0), [], cvae.log_sigma.device
-    y = one_hot(labels, cvae.encoder_label.num_embeddings)
-    for part, part_y in zip(images.split(200), y.split(200), strict=True):
-        x = from_uint8(part.to(device))
-        eps = torch.randn(len(x), args.latent_dim, generator=generator).to(device)
-        parts.append(terms(*cvae(x, part_y.to(device), eps), x, cvae.log_sigma, args).cpu().double())
-    return torch.cat(parts, dim=1).mean(1).tolist()
+def as_every_class(cvae):
+    """A table with eight rows: a real image, its reconstruction, and its latent decoded as every
+    class (of many, the first 16).
+
+    Returns uint8 (8 * columns, channels, size, size) and the number of columns.
+    """
+    examples = datasets.pick(cvae.examples, slice(8))
+    z, _ = measure(cvae, examples)
+    columns = [examples.images, to_images(cvae, z, examples.labels)]
+    for label in range(min(cvae.classes, 16)):
+        columns.append(to_images(cvae, z, torch.full((len(z),), label)))
+    return torch.stack(columns, dim=1).flatten(0, 1), len(columns)
 
 
-def last_values(cvae, run, metrics):
-    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images."""
-    args, (pool, words) = run.args, measured_on(run.data, run.held_out)
-    rows = shuffled(len(pool.images), 1)[: args.eval_images]
-    images, labels = pool.images[rows], pool.labels[rows]
-    words = f"{len(images)} {words} images of {pool.name}"
-    mu = encode(cvae, images, one_hot(labels, len(pool.classes)))
-    return metrics.autoencoder(measure(cvae, images, labels, args), mu, args.likelihood, words)
+def own_values(cvae, data, samples=0):
+    """What a CVAE measures besides FID, on datasets.Images with the classes of the model: arguments
+    of metrics.autoencoder. samples: of the importance bound, which only vae_mlp.py has."""
+    if samples:
+        raise InputError(f"{SCRIPT}.py has no bound from importance samples: leave out --iwae")
+    mu, means = measure(cvae, data)
+    return {"mu": mu, "means": means, "likelihood": cvae.likelihood}
 
 
-# -------------------------------------------------------------------------------------------------------- main
+# ------------------------------------------------------------------------------------------- main
 
 
-def main(args):
-    if args.load:
-        return use_generator(SCRIPT, args, generate, interpolate)
-    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES)
-    args, data = run.args, run.data
-    classes = len(data.classes)
+def choose_examples(data, seed):
+    """Up to 16 of the datasets.Images: one of each class (of many, the first 16), then another of
+    each, and so on."""
+    order = datasets.shuffled(len(data.images), seed)
+    labels = data.labels[order]
+    of_classes = [order[labels == label] for label in labels.unique()]
+    rows = nn.utils.rnn.pad_sequence(of_classes, padding_value=-1).flatten()
+    return datasets.pick(data, rows[rows >= 0][:16])
 
-    # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
-    torch.manual_seed(args.seed)
-    cvae = CVAE(args.size, data.images.shape[1], classes, args.latent_dim, args.width)
-    if args.dry_run:
-        y = one_hot(torch.zeros(2, dtype=torch.int64), classes)
-        describe(cvae, from_uint8(data.images[:2]), y, torch.zeros(2, args.latent_dim))
-        return run.plan()
-    networks = {"cvae": cvae.to(run.device, memory_format=layout(run.device))}
-    average = None
-    if args.ema > 0:
-        average = networks["ema"] = copy.deepcopy(cvae)
-    optimiser = torch.optim.Adam(cvae.parameters(), args.lr, **adam_kernel(run.device))
-    shown = cvae if average is None else average  # whose pictures are shown and measured
 
-    fixed = class_rows(classes, args.latent_dim, args.seed + 1)  # of the samples
-    # Real images whose reconstructions are shown, of one class after the other. They are kept in the checkpoint.
-    pool, _ = measured_on(data, run.held_out)
-    order = shuffled(len(pool.images), args.seed).tolist()
-    labels = pool.labels.tolist()
-    of_class = [[i for i in order if labels[i] == c][:16] for c in sorted(set(labels))[:16]]
-    chosen = [members[k] for k in range(16) for members in of_class if k < len(members)][:16]
-    examples, example_labels = pool.images[chosen], pool.labels[chosen]
-    example_y = one_hot(example_labels, classes)
-
-    def sample():
-        shown.eval()  # BatchNorm's running statistics: a picture does not depend on the others in its batch
+def draw(run, cvae, seed):
+    """samples/<step>.png: a row for each class, of the same 8 latents each time;
+    reconstructions/<step>.png: the examples, each with its reconstruction under it; and the
+    weights' histograms."""
+    run.wait()  # so that run.seconds counts training only
+    if run.is_main:
         file = f"{run.step:06d}.png"
-        save_picture(grid(pictures(shown, *fixed, args.likelihood), 8), run.path / "samples" / file)
-        back = pictures(shown, encode(shown, examples, example_y), example_y, args.likelihood)
-        save_picture(above(examples, back), run.path / "reconstructions" / file)
-        shown.train()
+        z, labels = training.class_rows(cvae.classes, cvae.latent_dim, seed)
+        picture = datasets.grid(to_images(cvae, z, labels), columns=8)
+        datasets.save_picture(picture, run.path / "samples" / file)
+        z, _ = measure(cvae, cvae.examples)
+        copies = to_images(cvae, z, cvae.examples.labels)
+        picture = datasets.pairs_grid(cvae.examples.images, copies)
+        datasets.save_picture(picture, run.path / "reconstructions" / file)
 
-    def fakes(n):
-        z, y = class_inputs(run.about["counts"], n, args.latent_dim, args.seed + 2)
-        made = pictures(shown.eval(), z, y, args.likelihood)
-        shown.train()
-        return made
 
-    columns = [f"{name}_test" for name in LOSSES] if run.held_out else []
-    if not columns:
-        print("no held-out images: reconstruction and KL are those of training images (--hold-out N keeps N apart)")
+def main(argv=None):
+    args, _ = parse_args(argv)
+    device, args.precision = training.pick_device(args.device, args.precision)
+    autocast = functools.partial(training.autocast, device, args.precision)
+    args.size = args.size or datasets.default_size(args.data)
+    data, held_out = datasets.load_parts(args.data, args.size, args.hold_out)
+    datasets.require_labels(data, args.data)
+    batches = datasets.Batches(data, args.batch, device, args.seed, balance=args.balance)
+    per_epoch = batches.per_epoch  # steps
+    total = args.steps or args.epochs * per_epoch
+    sample_every = args.sample_every or max(100, per_epoch)
+    save_every = args.save_every or max(100, per_epoch)
 
-    def test():
-        found = measure(shown.eval(), run.held_out.images[:500], run.held_out.labels[:500], args)
-        shown.train()
-        return dict(zip(columns, found, strict=True))
+    # The seed fixes the weights and latents. The latents of the pictures have seeds of their own.
+    torch.manual_seed(args.seed)
+    counts = datasets.class_counts(data)
+    sizes = (args.latent_dim, args.width)
+    cvae = CVAE(args.size, data.images.shape[1], counts, *sizes, args.likelihood, args.kl_weight)
+    if args.dry_run:
+        eps = torch.zeros(2, args.latent_dim)
+        training.describe(cvae, from_uint8(data.images[:2]), data.labels[:2], eps)
+        return training.print_plan(args, data, total, per_epoch, device)
+    # Real images to reconstruct. The checkpoint holds them: it can walk between them by itself.
+    pool, pool_words = datasets.measured_on(data, held_out)
+    cvae.examples = choose_examples(pool, args.seed)
+    cvae.to(device, memory_format=datasets.layout(device))
+    models = {"cvae": cvae}
+    sampler = cvae  # whose images are drawn and measured
+    if args.ema > 0:
+        sampler = models["ema"] = copy.deepcopy(cvae)
+    optimizer = torch.optim.Adam(cvae.parameters(), args.lr, **training.adam_options(device))
 
-    extra = {"examples": examples, "example_labels": example_labels}
-    with run.opened(networks, {"cvae": optimiser}, sample, fakes, columns, test if columns else None, extra):
-        train = Captured(train_step, schedule, args, run.batches, cvae, optimiser, average, run.autocast)
-        for step in run.steps():
-            run.record(train(step))
-    run.finish(generate, lambda metrics: last_values(shown.eval(), run, metrics))
+    # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
+    captured = functools.partial(training.captured, device=device, no_graph=args.no_graph)
+    step = captured(functools.partial(train_step, cvae, optimizer, autocast))
+    if args.ema > 0:
+        ema_step = captured(functools.partial(training.update_ema, sampler, cvae, args.ema))
+
+    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    report = PRESETS.get(args.preset, {}).get("report")
+    metrics = None
+    if args.eval_images and (args.eval_every or report):
+        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+        metrics = training.tool("metrics")  # None where metrics.py is missing
+    if metrics:
+        weights, _ = metrics.usable_dims(args.dims, args.weights)
+        measured = {"dims": args.dims, "weights": weights, "device": device}
+    if held_out is None:
+        print("nothing is held out: all losses are of training images (see --hold-out)")
+
+    extra = {"examples": cvae.examples.images, "example_labels": cvae.examples.labels}
+    # Makes the run directory, or on --resume loads the checkpoint and goes on where it stopped.
+    with training.start(
+        args, SCRIPT, data, batches, models, {"cvae": optimizer}, total, per_epoch, extra
+    ) as run:
+        if run.step == 0:
+            run.save("last.pt")
+            draw(run, sampler, args.seed + 1)
+            run.write_weights()
+        while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
+            # Warm-up (Bowman et al. 2016, 1511.06349): with the full weight from the start, the KL
+            # can switch latents off before the decoder has learned to use them. They stay off.
+            warmup = min(1.0, (run.step + 1) / max(args.kl_warmup, 1))
+            kl_weight = training.scalar(args.kl_weight * warmup, device)
+            training.set_lr(optimizer, args.lr * args.lr_decay**run.step)
+            images, labels = next(batches)
+            reconstruction, kl, bound, mse = step(images, labels, kl_weight)
+            if args.ema > 0:
+                ema_step()
+            run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
+
+            last = run.step == total
+            scores = {}
+            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+                run.wait()
+                fake = generate(sampler, args.eval_images, args.seed + 2)
+                scores = metrics.curve(
+                    reference.choose, fake, **measured, real_words=reference.words
+                )
+                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+            # also at the end of an epoch, so that no row spans two epochs
+            if last or run.every(args.log_every, args.eval_every, per_epoch):
+                if held_out is not None and run.is_main:
+                    run.wait()
+                    _, means = measure(sampler, datasets.pick(held_out, slice(500)))
+                    scores.update(zip(TEST_COLUMNS, means, strict=True))
+                run.write_log(**scores)  # waits for the device; stops the run at NaN
+            if last or run.every(sample_every):
+                draw(run, sampler, args.seed + 1)
+                run.write_weights()  # histograms of every layer
+            if last or run.every(save_every):
+                run.save("last.pt")
+        if run.step < total:
+            run.save("last.pt")
+            return run.goodbye()  # says how to resume
+
+    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
+    if metrics and report:  # first the numbers: a plot that fails must not lose them
+        fake = generate(sampler, args.eval_images, args.seed + 2)
+        values = metrics.evaluate(
+            reference.judge,
+            fake,
+            floor=reference.choose,
+            real_words=reference.words,
+            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+            **measured,
+        )
+        chosen = datasets.pick(pool, datasets.shuffled(len(pool.images), 1)[: args.eval_images])
+        words = f"{len(chosen.images)} {pool_words} images of {pool.name}"
+        values += metrics.autoencoder(**own_values(sampler, chosen), words=words)
+        # Does the model obey the class?
+        count = metrics.conditional_count(data, args.eval_images)
+        fake = generate(sampler, count, args.seed + 3)
+        asked = asked_labels(sampler, count, args.seed + 3)
+        values += metrics.conditional(
+            data, held_out, fake, asked, eval_images=args.eval_images, **measured
+        )
+        metrics.write_result(run, values, PRESETS[args.preset])
+    if plots := training.tool("report"):
+        for path in plots.report(run.path, device=device):
+            print(f"wrote {path}")
+    return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":
-    run_program(f"{SCRIPT}.py", main, ARGS)
+    run_program(main)

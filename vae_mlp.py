@@ -1,208 +1,142 @@
-"""Variational autoencoder (VAE), the smallest one: both networks are three fully connected layers.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
+# ///
+"""VAE: the smallest variational autoencoder. Both networks are three fully connected layers.
 
-An encoder turns a picture x into a normal distribution over latent vectors, q(z|x) = N(mu, exp(logvar)); a decoder
-turns a latent vector into a picture. Training asks for two things at once: the picture must come back from a z drawn
-from q(z|x), and q(z|x) must stay close to the prior N(0, I), so that random latents make pictures afterwards:
+The encoder turns an image x into a normal distribution over latent vectors, q(z|x) =
+N(mu, exp(logvar)). The decoder turns a latent vector into an image. Training asks for two things at
+once. A z drawn from q(z|x) must give the image back, and q(z|x) must stay close to the prior
+N(0, I), so that later a random z gives an image, too:
 
-    picture (3, 64, 64) in [-1, 1]                   z = mu + exp(logvar / 2) * eps, eps ~ N(0, I)   (latent_dim)
-      | flatten                                        | Linear, LeakyReLU 0.2
-    (12288)                                          (width)
-      | Linear, LeakyReLU 0.2                          | Linear, LeakyReLU 0.2
-    (width)                                          (width)
-      | Linear, LeakyReLU 0.2                          | Linear
-    (width)                                          (12288)
-      | Linear                                         | sigmoid for values in [0, 1], or tanh for [-1, 1]
-    mu, logvar (latent_dim each)                     picture (3, 64, 64)              width 512, latent_dim 16
+    image x (3, 64, 64) in [-1, 1]             z = mu + exp(logvar / 2) * eps, eps ~ N(0, I)
+      | flatten                                  |
+    (12288)                                    (latent_dim)
+      | Linear, LeakyReLU 0.2                    | Linear, LeakyReLU 0.2
+    (width)                                    (width)
+      | Linear, LeakyReLU 0.2                    | Linear, LeakyReLU 0.2
+    (width)                                    (width)
+      | Linear                                   | Linear
+    mu, logvar (latent_dim each)               (12288)
+                                                 | sigmoid for values in [0, 1], tanh for [-1, 1]
+    width 512, latent_dim 16                   image (3, 64, 64)
 
-Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114); Rezende et al. 2014 (arXiv 1401.4082).
+Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114). Rezende, Mohamed,
+Wierstra: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, 2014
+(arXiv 1401.4082).
 
-The weight of the KL. Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here
-both terms are nats per picture, summed over its D values and over the latents, and averaged over the batch:
+Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here both
+terms are nats of an image: summed over its D values and over the latents, then averaged over the
+batch. The report of this script, R2, adds the sums of the cross-entropy and of the KL, so its
+weight is 1 (the others are in cvae.py):
 
-    loss = -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I))       kl_weight 1: minus the evidence lower bound (ELBO)
+    loss = -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I))
+
+With kl_weight 1 this is a bound on -log p(x): minus the evidence lower bound, or ELBO.
 
     --likelihood bernoulli   cross-entropy of the values in [0, 1]
-    --likelihood gaussian    half the squared error of the values in [-1, 1]: a normal density with sigma = 1, without
-                             its constant. Divided by kl_weight, the loss is the bound of sigma^2 = kl_weight
-    --likelihood sigma       a normal density with a sigma that is learnt (Rybkin et al. 2021, arXiv 2006.13202)
+    --likelihood gaussian    half the squared error of the values in [-1, 1]: a normal density with
+                             sigma = 1, without its constant. Divided by kl_weight, the loss is
+                             the bound for sigma^2 = kl_weight
+    --likelihood sigma       a normal density, sigma is learned (Rybkin et al. 2021, arXiv
+                             2006.13202)
 
-    R2   sum of cross-entropy + sum of KL                        bernoulli, kl_weight 1
-    R0   mean squared error + 1.0 * mean of KL over 256 latents  times D/2: gaussian, D/512 = 24 at D = 3x64x64
-    R1   mean squared error + 0.00025 * sum of KL                times D/2: gaussian, 0.000125 D = 1.536 at D = 3x64x64
-         the same on values in [0, 1], as MNIST is usually read  times 4 D/2: 0.0005 D = 0.512 at D = 32x32
+    python vae_mlp.py                                   # built-in shapes: 3 minutes on two cores
+    python vae_mlp.py --data photos/ --size 64          # your own images: a folder, a zip, an .npz
+    python sample.py runs/vae_mlp-shapes-1 --count 64 --to grid.png
+    python metrics.py shapes runs/vae_mlp-shapes-1 --iwae 64    # how good is the model, in nats
 
-    python vae_mlp.py                                            # built-in shapes: two to three minutes on two cores
-    python vae_mlp.py --data photos/ --size 64 --epochs 100      # your own pictures: a folder, a zip, an .npz
-    python vae_mlp.py --load runs/vae_mlp-shapes-1 --generate 64 --to grid.png
-    python vae_mlp.py --load runs/vae_mlp-shapes-1 --iwae 64     # how good is the model, in nats
+Report row: --preset cats is R2b.
+Time: 50 epochs of 23,000 cats take about 20 minutes on two older CPU cores.
 
-Report row (the README has the numbers): --preset cats is R2b. Time: 50
-epochs of 23,000 cats take about 20 minutes on two older CPU cores.
-
-If you copy this for coursework: take datasets.py along (metrics.py and report.py if you want FID and plots). What makes
-it a VAE is in `VAE`, the three losses and `train_step`; change those. The blocks marked "shared" are the same in every
-script (the losses in both autoencoders).
+If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
+inception.py and report.py if you want FID and plots). What makes it a VAE is in `VAE`, `loss_terms`
+and `train_step`; change those. `main` is the whole loop.
 """
 
-import argparse
-import sys
-
-# A preset only sets defaults: a flag on the command line wins. "report" holds the published numbers, never a flag.
-PRESETS = {
-    "shapes": dict(  # what `python vae_mlp.py` alone runs: small enough for a laptop without a GPU
-        # a KL weight above 1: the latents of random samples must look like those of pictures, or shapes come out broken
-        data="shapes", size=32, latent_dim=16, epochs=40, ema=0.99, likelihood="sigma", kl_weight=8.0, kl_warmup=500,
-    ),
-    "cats": dict(  # R2b. Rate and batch are not stated there: ours
-        data="cats64", size=64, width=512, latent_dim=16, batch=128, epochs=50, lr=1e-3, likelihood="bernoulli",
-        kl_weight=1.0,
-        report={"bound (nats)": 7036.5, "protocol": "R2: loss averaged over epoch 50, 29,843 training "
-                "images; cross-entropy summed over values plus KL summed over latents (our reading)"},
-    ),
-}  # fmt: skip
-
-
-# --- shared: flags ---
-def number(kind, low, below=float("inf")):
-    """An argparse type: an int or a float with low <= value < below."""
-
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value < below:
-            whole, end = "whole " * (kind is int), f" and below {below}" * (below < float("inf"))
-            raise argparse.ArgumentTypeError(f"'{text}' is not a {whole}number of at least {low}{end}")
-        return value
-
-    return convert
-
-
-COMMON = {  # flag: (default, type or choices, help); None as a default is explained in the help
-    "data": ("shapes", str, "a known data set (python datasets.py lists them), or a folder, zip or .npz of your own"),
-    "epochs": (50, number(int, 1), "length in passes over the data"),
-    "steps": (None, number(int, 1), "length in generator (or VAE) updates; wins over --epochs"),
-    "batch": (128, number(int, 2), "images in one update"),
-    "size": (None, [16, 32, 64, 128, 256], "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "seed": (0, number(int, 0, 2**32), "of weights, latents and data order"),
-    "lr_decay": (1.0, number(float, 1e-12, 1.0000001), "learning rates are multiplied by this after every step"),
-    "ema": (0.0, number(float, 0, 1), "decay of the averaged weights, used for pictures and metrics; 0: none"),
-    "device": ("auto", str, "auto, cpu, cuda, cuda:1 or mps"),
-    "precision": ("auto", ["auto", "fp32", "bf16"], "auto: bf16 where the hardware computes in it"),
-    "no_graph": (False, None, "on an NVIDIA GPU: launch every operation by itself instead of the captured step"),
-    "out": (None, str, "run directory (default: a new one in runs/)"),
-    "resume": (None, str, "go on with this run directory; without DIR, with the newest run of this script"),
-    "log_every": (50, number(int, 1), "steps between rows of log.csv"),
-    "sample_every": (None, number(int, 1), "steps between pictures (default: an epoch, at least 100)"),
-    "save_every": (None, number(int, 1), "steps between checkpoints (default: an epoch, at least 100)"),
-    "eval_every": (0, number(int, 0), "steps between FID evaluations that choose best.pt; 0: none"),
-    "eval_images": (1000, number(int, 0), "images on each side of an evaluation; 0: no evaluation"),
-    "dims": ([768, 2048], [64, 192, 768, 2048], "Inception features used for FID and KID, one or more"),
-    "weights": (None, str, "file of the FID Inception weights (default: torch's cache, else a download)"),
-    "dry_run": (False, None, "build everything, print shapes, parameters and the plan, train nothing"),
-    "load": (None, str, "a checkpoint or run directory to use, for example with --generate"),
-    "generate": (None, number(int, 1), "with --load: make N pictures"),
-    "to": (None, str, "with --load: FILE.png gets one grid, anything else is a folder of PNGs"),
-}
-
-
-def parse_args(argv=None):
-    """Command line -> Namespace of all FLAGS, and `explicit`: the names of those that the user gave."""
-    title, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=title, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
-    )  # fmt: skip
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (see --help)\n")  # one line
-    for name, (default, kind, about) in FLAGS.items():
-        options = {"help": about.replace("%", "%%") + (f" [{default}]" if default not in (None, False) else "")}
-        if name == "resume":
-            options.update(nargs="?", const="", metavar="DIR")
-        elif kind is None:
-            options["action"] = "store_true"
-        elif isinstance(kind, list):
-            options.update(choices=kind, type=type(kind[0]), nargs="+" if isinstance(default, list) else None)
-        else:
-            options.update(type=kind, metavar=name.rsplit("_")[-1].upper())
-        parser.add_argument("--" + name.replace("_", "-"), **options)
-    given = vars(parser.parse_args(argv))
-    if given.get("data", "shapes") == "shapes" and not given.keys() & {"preset", "resume", "load"}:
-        given["preset"] = "shapes"
-    preset = {k: v for k, v in PRESETS.get(given.get("preset"), {}).items() if k != "report"}
-    assert not (unknown := set(preset) - set(FLAGS)), f"the preset sets flags that do not exist: {unknown}"
-    if "epochs" in given:
-        preset.pop("steps", None)  # a length on the command line wins, in whichever unit it is given
-    if "lr" in given:
-        preset = {k: v for k, v in preset.items() if k not in ("lr_g", "lr_d")}  # and so does a rate for both
-    args = argparse.Namespace(**{name: flag[0] for name, flag in FLAGS.items()} | preset | given)
-    args.explicit = sorted(given)
-    uses = [name for name in ("generate", "interpolate", "iwae") if getattr(args, name, None)]
-    lonely = given.keys() & {"generate", "interpolate", "interpolation", "class", "to"} and not args.load
-    if lonely or args.load and (len(uses) != 1 or args.resume is not None):
-        parser.error(f"--load goes with one of --{' N, --'.join(USED_WITH)} N, they with it, none with --resume")
-    if args.load and (idle := given.keys() - {"load", "seed", "device", *uses, *USED_WITH[uses[0]]}):
-        parser.error(f"--{min(idle).replace('_', '-')} does nothing with --load and --{uses[0]}: leave it out")
-    if args.resume is not None and args.out:
-        parser.error("--resume goes on in its own directory: leave out --out")
-    return args
-
-
-# --- end shared ---
-
-FLAGS = COMMON | {
-    "preset": (None, list(PRESETS), "the settings of a report; 'shapes' is what a run without --data uses"),
-    "size": (None, number(int, 8, 1025), "side of the pictures in pixels (default: 32 for small images, else 64)"),
-    "width": (512, number(int, 1), "length of the hidden layers"),
-    "latent_dim": (16, number(int, 1), "length of z"),
-    "lr": (1e-3, number(float, 1e-12), "learning rate"),
-    "likelihood": ("bernoulli", ["bernoulli", "gaussian", "sigma"], "p(x|z): see below"),
-    "kl_weight": (1.0, number(float, 1e-9), "weight of the KL in nats against the reconstruction in nats: see below"),
-    "kl_warmup": (0, number(int, 0), "the weight of the KL grows linearly over this many steps"),
-    "hold_out": (0, number(int, 0), "images kept out of training to measure on, for data without a test split"),
-    "interpolate": (None, number(int, 2), "with --load: N pictures from one real image to another, 8 times"),
-    "iwae": (0, number(int, 0), "importance samples of the bound on log p(x): at a preset's end, or with --load"),
-}
-
-USED_WITH = {  # a use of --load: the flags that it reads
-    "generate": ["to"], "interpolate": ["to", "data"], "iwae": ["data", "eval_images"],
-}  # fmt: skip
-
-if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
-    ARGS = parse_args()
-
 import copy
+import functools
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-try:
-    from datasets import Captured, InputError, Run, above, adam_kernel, beside, checkpoint_of, describe, flags_of
-    from datasets import from_uint8, grid, latents, load_parts, measured_on, pick_device, run_program, save_picture  # isort: skip
-    from datasets import shuffled, to_uint8, update_average, weights_used, write_pictures  # isort: skip
-except ImportError as problem:
-    sys.exit(print(f"vae_mlp.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+import datasets
+import training
+from datasets import from_uint8, to_uint8
+from sources import new_parser, number, run_program
 
-SCRIPT = "vae_mlp"
+SCRIPT = Path(__file__).stem
 
-# ---------------------------------------------------------------------------------------------------- network
+# A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
+PRESETS = {
+    "shapes": dict(  # what `python vae_mlp.py` alone runs: small enough for a laptop without a GPU
+        data="shapes", size=32, latent_dim=16, epochs=40, ema=0.99, likelihood="sigma",
+        # Above 1, because random latents must resemble those of images: otherwise shapes break.
+        kl_weight=8.0, kl_warmup=500,
+    ),
+    "cats": dict(  # R2b. The learning rate and the batch are not stated there: ours
+        data="cats64", size=64, width=512, latent_dim=16, batch=128, epochs=50, lr=1e-3,
+        likelihood="bernoulli", kl_weight=1.0,
+        report={
+            "bound (nats)": 7036.5,
+            "protocol": "R2: loss averaged over epoch 50, 29,843 training images; cross-entropy "
+            "summed over values plus KL summed over latents (our reading)",
+        },
+    ),
+}  # fmt: skip
+
+# Flags that may differ on --resume. Any other would contradict the steps already trained.
+MAY_CHANGE = {
+    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
+    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
+}  # fmt: skip
+
+LIKELIHOODS = ["bernoulli", "gaussian", "sigma"]
+TEST_COLUMNS = ("loss_recon_test", "loss_kl_test", "loss_bound_test", "mse_test")  # of log.csv
+
+
+def parse_args(argv=None):
+    """Command line -> (Namespace, set of the names of the flags that were typed)."""
+    parser = new_parser(f"{SCRIPT}.py", __doc__)
+    add = parser.add_argument
+    whole = number(int, 1)
+    count = number(int, 0)
+    add("--width", type=whole, default=512, help="size of the hidden layers [%(default)s]")
+    add("--latent-dim", type=whole, default=16, help="length of z [%(default)s]")
+    add("--lr", type=number(float, 1e-12), default=1e-3, help="learning rate [%(default)s]")
+    add("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="p(x|z) [%(default)s]")
+    add("--kl-weight", type=number(float, 1e-9), default=1.0, help="see below [%(default)s]")
+    add("--kl-warmup", type=count, default=0, help="steps over which it grows [%(default)s]")
+    add("--hold-out", type=count, default=0, help="for data without a test split [%(default)s]")
+    training.add_run_flags(parser, PRESETS, any_size=True)
+    return training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+
+
+# ---------------------------------------------------------------------------------------- network
 
 
 class VAE(nn.Module):
-    """Encoder and decoder. Pictures are (N, colours, size, size) in [-1, 1], of any size."""
+    """Encoder and decoder of images (N, channels, size, size) in [-1, 1], of any size.
 
-    def __init__(self, size, colours, latent_dim, width):
+    likelihood and kl_weight are only carried along: the losses below read them.
+    """
+
+    def __init__(self, size, channels, latent_dim, width, likelihood, kl_weight):
         super().__init__()
-        values = colours * size * size  # D: 12288 at 64x64 in colour
+        self.latent_dim = latent_dim
+        self.likelihood = likelihood
+        self.kl_weight = kl_weight
+        values = channels * size * size  # D: 12288 at 64x64 in color
         self.encoder = nn.Sequential(
             nn.Flatten(),  # (N, D)
             nn.Linear(values, width),  # (N, 512)
             nn.LeakyReLU(0.2),
             nn.Linear(width, width),  # (N, 512)
             nn.LeakyReLU(0.2),
-            nn.Linear(width, 2 * latent_dim),  # (N, 32): mu and logvar side by side
+            nn.Linear(width, 2 * latent_dim),  # (N, 32): mu, then logvar
         )
         self.decoder = nn.Sequential(
             nn.Linear(latent_dim, width),  # (N, 512)
@@ -210,268 +144,337 @@ class VAE(nn.Module):
             nn.Linear(width, width),  # (N, 512)
             nn.LeakyReLU(0.2),
             nn.Linear(width, values),  # (N, D)
-            nn.Unflatten(1, (colours, size, size)),
+            nn.Unflatten(1, (channels, size, size)),
         )
-        self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # of --likelihood sigma; the others leave it alone
+        self.log_sigma = nn.Parameter(torch.tensor(-1.0))  # only --likelihood sigma uses it
 
-    def encode(self, x):
-        """Pictures -> mu and logvar of q(z|x), both (N, latent_dim), in the type of x."""
-        return self.encoder(x).to(x.dtype).chunk(2, dim=1)
+    def encode(self, images):
+        """Images -> mu and logvar of q(z|x), both (N, latent_dim), in the type of the images."""
+        return self.encoder(images).to(images.dtype).chunk(2, dim=1)
 
-    def forward(self, x, eps):
-        """Pictures and standard normal noise (N, latent_dim) -> decoder output, mu, logvar.
+    def forward(self, images, eps):
+        """Images and noise eps ~ N(0, I), (N, latent_dim) -> output of the decoder, mu, logvar.
 
-        z = mu + sigma * eps is a draw from N(mu, sigma^2) through which a gradient reaches mu and sigma: the
-        reparameterisation trick.
+        z = mu + sigma * eps is a draw from N(mu, sigma^2) that lets gradients through to mu and
+        sigma: the reparameterization trick.
         """
-        mu, logvar = self.encode(x)
+        mu, logvar = self.encode(images)
         return self.decoder(mu + torch.exp(0.5 * logvar) * eps), mu, logvar
 
 
-# ------------------------------------------------------------------------------------------------------ losses
+# ----------------------------------------------------------------------------------------- losses
+
+# --- the same in vae_mlp.py and cvae.py (a test compares them): from here
 
 
-# --- shared: losses of the autoencoders ---
-def kl_to_prior(mu, logvar):
-    """KL(N(mu, exp(logvar)) || N(0, I)) in nats: (N, latent_dim) twice -> (N,). Kingma and Welling, appendix B."""
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+def mean_image(output, likelihood):
+    """Output of the decoder -> the mean of p(x|z), in [-1, 1].
 
-
-def mean_picture(output, likelihood):
-    """Decoder output -> the mean of p(x|z), in [-1, 1]. The logistic function 1 / (1 + e^-a) is (1 + tanh(a/2)) / 2."""
-    return torch.tanh(output / 2 if likelihood == "bernoulli" else output)
-
-
-def terms(output, mu, logvar, x, log_sigma, args):
-    """The four terms of every picture x in [-1, 1], float32 (4, N): what each likelihood means stands at the top.
-
-    reconstruction and KL in nats, the bound (minus the ELBO) in nats, and the mean squared error over the D values.
+    For bernoulli the mean of a value in [0, 1] is the sigmoid 1 / (1 + e^-a) = (1 + tanh(a/2)) / 2.
     """
-    output = output.to(x.dtype)  # with --precision bf16 the networks compute in it, the sums below do not
-    kl, size = kl_to_prior(mu, logvar), x[0].numel()
-    square = (x - mean_picture(output, args.likelihood)).square().flatten(1).sum(1)
-    if args.likelihood == "bernoulli":
-        nats = F.binary_cross_entropy_with_logits(output, (x + 1) / 2, reduction="none").flatten(1).sum(1)
+    if likelihood == "bernoulli":
+        return torch.tanh(output / 2)
+    return torch.tanh(output)
+
+
+def loss_terms(model, images, output, mu, logvar):
+    """The terms of each image, float32 (4, N). The loss is made of the first two.
+
+      -log p(x|z)            in nats; the docstring of this file says what each likelihood means
+      KL(q(z|x) || N(0, I))  in nats
+      bound                  minus the ELBO, in nats
+      squared error          averaged over the D values of an image, which are in [-1, 1]
+
+    images: (N, channels, size, size) in [-1, 1]; output, mu, logvar: what the model gives for them.
+    """
+    output = output.to(images.dtype)  # in bf16 the networks compute in it, but not these sums
+    # to N(0, I): Kingma and Welling, appendix B
+    kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
+    values = images[0].numel()  # D
+    squared_error = (images - mean_image(output, model.likelihood)).square().flatten(1).sum(1)
+    if model.likelihood == "bernoulli":
+        target = (images + 1) / 2  # in [0, 1]
+        nats = F.binary_cross_entropy_with_logits(output, target, reduction="none")
+        nats = nats.flatten(1).sum(1)
         bound = nats + kl
-    elif args.likelihood == "gaussian":  # the bound is that of the sigma^2 = kl_weight that the loss stands for
-        nats = 0.5 * square
-        bound = nats / args.kl_weight + 0.5 * math.log(2 * math.pi * args.kl_weight) * size + kl
+    elif model.likelihood == "gaussian":
+        nats = 0.5 * squared_error
+        # the bound of the density that this loss stands for, with sigma^2 = kl_weight
+        constant = 0.5 * math.log(2 * math.pi * model.kl_weight) * values
+        bound = nats / model.kl_weight + constant + kl
     else:
-        nats = 0.5 * square * torch.exp(-2 * log_sigma) + (log_sigma + 0.5 * math.log(2 * math.pi)) * size
+        constant = (model.log_sigma + 0.5 * math.log(2 * math.pi)) * values
+        nats = 0.5 * squared_error * torch.exp(-2 * model.log_sigma) + constant
         bound = nats + kl
-    return torch.stack([nats, kl, bound.detach(), square.detach() / size])  # the loss is made of the first two
+    return torch.stack([nats, kl, bound.detach(), squared_error.detach() / values])
 
 
-# --- end shared ---
-
-LOSSES = ("loss_recon", "loss_kl", "loss_bound", "mse")  # the means of `terms`
+# --- the same in vae_mlp.py and cvae.py: to here
 
 
 @torch.no_grad()
-def importance_bound(vae, x, samples, args, generator):
-    """-log p(x) in nats, estimated from above with `samples` draws from q(z|x) for each picture: float64 (N,).
+def importance_bound(vae, images, samples, generator):
+    """-log p(x) in nats, estimated from above with `samples` draws from q(z|x): float64 (N,).
 
-        -log( 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) )        Burda et al. 2016 (arXiv 1509.00519), equation 8
+        -log( 1/K sum_k p(x|z_k) p(z_k) / q(z_k|x) )     Burda et al. 2016 (1509.00519), equation 8
 
-    For K = 1 its mean is minus the ELBO; for large K it falls to -log p(x) itself.
+    images: (N, C, H, W) in [-1, 1]. For K = 1 the mean is minus the ELBO; as K grows, the estimate
+    falls to -log p(x) itself.
     """
-    mu, logvar = vae.encode(x)
-    logs = []
+    mu, logvar = vae.encode(images)
+    log_ratios = []
     for _ in range(samples):
         eps = torch.randn(mu.shape, generator=generator).to(mu.device)
         z = mu + torch.exp(0.5 * logvar) * eps
-        # log p(x|z): the bound without its KL. log p(z) - log q(z|x): the factors (2 pi)^(-d/2) cancel.
-        _, kl, bound, _ = terms(vae.decoder(z), mu, logvar, x, vae.log_sigma, args)
-        log_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(1)
-        logs.append((kl - bound + log_ratio).cpu().double())
-    return math.log(samples) - torch.logsumexp(torch.stack(logs), dim=0)
+        _, kl, bound, _ = loss_terms(vae, images, vae.decoder(z), mu, logvar)
+        log_likelihood = kl - bound  # log p(x|z) with its constant, which the first term may lack
+        # log p(z) - log q(z|x): the factors (2 pi)^(-d/2) cancel
+        log_prior_ratio = 0.5 * (eps.square() + logvar - z.square()).sum(1)
+        log_ratios.append((log_likelihood + log_prior_ratio).cpu().double())
+    return math.log(samples) - torch.logsumexp(torch.stack(log_ratios), dim=0)
 
 
-# -------------------------------------------------------------------------------------------------- train step
+# ----------------------------------------------------------------------------------------- update
 
 
-def schedule(step, args):
-    """What changes from step to step, which counts from 0: the factor of the learning rate, and the KL's weight."""
-    # Warm-up (Bowman et al. 2016, 1511.06349): a KL that weighs fully from the start can switch latents off before the
-    # decoder has learnt to use them, and they stay off.
-    return {"decay": args.lr_decay**step, "weight": args.kl_weight * min(1.0, (step + 1) / max(args.kl_warmup, 1))}
+def train_step(vae, optimizer, autocast, images, kl_weight):
+    """One update: minimize -log p(x|z) + kl_weight * KL, with one z for each image.
 
-
-def train_step(now, args, batches, vae, optimiser, average, autocast):
-    """One update: minimise -log p(x|z) + weight * KL, with one z for each picture.
-
-    now: what schedule() returns. Returns float32 (4,) on the device, the means of `terms`. Nothing here waits for it.
+    images: (N, C, H, W) in [-1, 1]; kl_weight: tensor.
+    Returns the means of loss_terms, four tensors on the device.
     """
-    for group in optimiser.param_groups:
-        group["lr"] = args.lr * now["decay"]
-
-    x, _ = next(batches)
+    eps = torch.randn(len(images), vae.latent_dim, device=images.device)
     with autocast():
-        output, mu, logvar = vae(x, torch.randn(args.batch, args.latent_dim, device=x.device))
-    found = terms(output, mu, logvar, x, vae.log_sigma, args)
-    optimiser.zero_grad()
-    (found[0] + now["weight"] * found[1]).mean().backward()
-    optimiser.step()
-
-    if average is not None:
-        update_average(average, vae, args.ema)
-    return found.detach().mean(1)
+        output, mu, logvar = vae(images, eps)
+    terms = loss_terms(vae, images, output, mu, logvar)
+    reconstruction, kl, _, _ = terms
+    optimizer.zero_grad()
+    (reconstruction + kl_weight * kl).mean().backward()
+    optimizer.step()
+    return terms.detach().mean(1).unbind()
 
 
-# ------------------------------------------------------------------------------------------- using a checkpoint
+# ------------------------------------------------------------------------------- a trained model
 
 
-def load_vae(checkpoint, device="cpu"):
-    """Checkpoint dict -> the trained network (the averaged one if there is one), and the flags it was trained with."""
-    args = flags_of(checkpoint, FLAGS)
-    vae = VAE(args.size, checkpoint["data"]["channels"], args.latent_dim, args.width)
-    vae.load_state_dict(checkpoint["networks"].get("ema") or checkpoint["networks"]["vae"])
-    return vae.to(device).eval(), args
+def load_model(checkpoint, device="cpu", weights="ema"):
+    """Checkpoint dict -> the trained VAE in eval mode, with `examples`: real images, uint8.
 
-
-@torch.no_grad()
-def pictures(vae, z, likelihood):
-    """Latents (N, latent_dim) -> uint8 (N, colours, size, size) on the CPU: the mean of p(x|z), not a noisy draw."""
-    device = vae.log_sigma.device
-    return torch.cat([to_uint8(mean_picture(vae.decoder(part.to(device)), likelihood)).cpu() for part in z.split(100)])
-
-
-@torch.no_grad()
-def encode(vae, images):
-    """uint8 images -> mu of q(z|x), float32 (N, latent_dim) on the CPU."""
-    return torch.cat([vae.encode(from_uint8(part.to(vae.log_sigma.device)))[0].cpu() for part in images.split(100)])
-
-
-def generate(checkpoint, n, seed=0, device="cpu"):
-    """n pictures from z ~ N(0, I), uint8 (n, colours, size, size), the same for the same seed."""
-    z = latents(n, checkpoint["flags"]["latent_dim"], seed)
-    return pictures(load_vae(checkpoint, device)[0], z, checkpoint["flags"]["likelihood"])
-
-
-def interpolate(checkpoint, rows, frames, kind="linear", seed=0, device="cpu", images=None):
-    """rows walks of `frames` pictures from one real image to another, on the straight line between their mu.
-
-    images: uint8, where the ends are drawn from; None: the examples that the checkpoint carries. kind: "linear" only.
-    Returns uint8 (rows * frames, colours, size, size).
+    weights: "ema" (averaged, if there are any) or "plain".
     """
-    images = checkpoint["examples"] if images is None else images
-    order = shuffled(len(images), seed)
-    vae, args = load_vae(checkpoint, device)
-    a, b = encode(vae, images[order[torch.arange(2 * rows) % len(order)]]).split(rows)
-    z = torch.stack([torch.lerp(a, b, i / (frames - 1)) for i in range(frames)], dim=1)  # (rows, frames, latent_dim)
-    return pictures(vae, z.flatten(0, 1), args.likelihood)
+    flags = checkpoint["flags"]
+    sizes = (flags["size"], checkpoint["data"]["channels"], flags["latent_dim"], flags["width"])
+    vae = VAE(*sizes, flags["likelihood"], flags["kl_weight"])
+    states = checkpoint["models"]
+    name = "ema" if weights == "ema" and "ema" in states else "vae"
+    vae.load_state_dict(states[name])
+    vae.examples = checkpoint["examples"]
+    return vae.to(device).eval()
 
 
 @torch.no_grad()
-def measure(vae, images, args):
-    """The means of `terms` over uint8 images, with latents that are the same at every call: a list of four floats."""
-    generator, parts = torch.Generator().manual_seed(0), []
+def to_images(vae, z):
+    """Latents (N, latent_dim) -> uint8 (N, channels, size, size) on the CPU, 100 at a time.
+
+    An image is the mean of p(x|z), not a noisy draw from it.
+    """
+    device = vae.log_sigma.device
+    images = []
+    for part in z.to(device).split(100):
+        images.append(to_uint8(mean_image(vae.decoder(part), vae.likelihood)).cpu())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def measure(vae, images):
+    """uint8 images -> mu of q(z|x), float32 (N, latent_dim) on the CPU, and the means of loss_terms
+    over the images: four floats. Each call draws the same noise."""
+    device = vae.log_sigma.device
+    generator = torch.Generator().manual_seed(0)
+    latents = []
+    terms = []
     for part in images.split(500):
-        x = from_uint8(part.to(vae.log_sigma.device))
-        eps = torch.randn(len(x), args.latent_dim, generator=generator).to(x.device)
-        parts.append(terms(*vae(x, eps), x, vae.log_sigma, args).cpu().double())
-    return torch.cat(parts, dim=1).mean(1).tolist()
+        part = from_uint8(part.to(device))
+        eps = torch.randn(len(part), vae.latent_dim, generator=generator).to(device)
+        output, mu, logvar = vae(part, eps)
+        latents.append(mu.cpu())
+        terms.append(loss_terms(vae, part, output, mu, logvar).cpu().double())
+    return torch.cat(latents), torch.cat(terms, dim=1).mean(1).tolist()
 
 
-def last_values(vae, args, metrics, pool, words):
-    """What is measured besides FID and KID, in the form of metrics.evaluate, on up to --eval-images images of pool."""
-    images = pool.images[shuffled(len(pool.images), 1)]
-    images = images[: args.eval_images or 1000]
-    if len(images) < 2:
-        raise InputError(f"{len(images)} image of {pool.name}: at least 2 are needed, see --eval-images")
-    words = f"{len(images)} {words} images of {pool.name}"
-    values = metrics.autoencoder(measure(vae, images, args), encode(vae, images), args.likelihood, words)
-    if args.iwae:
-        generator, device = torch.Generator().manual_seed(0), vae.log_sigma.device
-        parts = (from_uint8(part.to(device)) for part in images.split(100))
-        found = torch.cat([importance_bound(vae, x, args.iwae, args, generator) for x in parts]).mean().item()
-        how = f"-log p(x) from above with {args.iwae} importance samples (Burda et al. 2016), nats per image; {words}"
-        values.insert(3, {"name": f"bound ({args.iwae} samples)", "value": found, "real": None, "protocol": how})
+def generate(vae, n, seed=0, first=0):
+    """Images number first .. first + n - 1 of the sequence with this seed, uint8 on the CPU."""
+    return to_images(vae, training.latents(n, vae.latent_dim, seed, first))
+
+
+WALKS = ("images",)
+
+
+def walk(vae, kind, rows, frames, seed=0, images=None):
+    """rows walks of `frames` images, each from one real image to another, row after row.
+
+    A walk is a straight line between the mu of both. kind: one of WALKS. images: datasets.Images
+    from which the ends are drawn; None: the examples in the checkpoint.
+    Returns uint8 (rows * frames, channels, size, size).
+    """
+    examples = vae.examples if images is None else images.images
+    order = datasets.shuffled(len(examples), seed)
+    ends = examples[order[torch.arange(2 * rows) % len(order)]]
+    z, _ = measure(vae, ends)
+    t = torch.arange(frames)[:, None] / (frames - 1)
+    z = torch.lerp(z[:rows, None], z[rows:, None], t)  # (rows, frames, latent_dim)
+    return to_images(vae, z.flatten(0, 1))
+
+
+def own_values(vae, data, samples=0):
+    """What a VAE measures besides FID, on datasets.Images: arguments of metrics.autoencoder.
+
+    samples: of the importance bound; 0 leaves it out.
+    """
+    mu, means = measure(vae, data.images)
+    values = {"mu": mu, "means": means, "likelihood": vae.likelihood}
+    if samples:
+        generator = torch.Generator().manual_seed(0)
+        bounds = []
+        for part in data.images.split(100):
+            part = from_uint8(part.to(vae.log_sigma.device))
+            bounds.append(importance_bound(vae, part, samples, generator))
+        values["samples"] = samples
+        values["importance_bound"] = torch.cat(bounds).mean().item()
     return values
 
 
-def use_checkpoint(args):
-    """--load with --generate, --interpolate or --iwae."""
-    checkpoint = checkpoint_of(SCRIPT, args.load)
-    device, _ = pick_device(args.device)
-    print(f"{SCRIPT}, {weights_used(checkpoint)}")
-    if args.generate:
-        write_pictures(generate(checkpoint, args.generate, args.seed, device), args.to or "generated.png")
-        return
-    flags, about, own = checkpoint["flags"], checkpoint["data"], "data" not in args.explicit
-    if args.interpolate and own:
-        images = checkpoint["examples"]
-    else:  # the images of the run, or others that --data names
-        source, count = (flags["data"], flags["hold_out"]) if own else (args.data, 0)
-        pool, words = measured_on(*load_parts(source, flags["size"], count))
-        images, channels = pool.images, about["channels"]
-        if own and pool.fingerprint != about["fingerprint"]:
-            raise InputError(f"'{source}' is not the data that this model was trained on (its fingerprint differs)")
-        if images.shape[1] != channels:
-            raise InputError(f"'{source}' has {images.shape[1]} channels, and this model was trained on {channels}")
-    if args.interpolate:
-        walks = interpolate(checkpoint, 8, args.interpolate, seed=args.seed, device=device, images=images)
-        write_pictures(walks, args.to or "interpolation.png", columns=args.interpolate)
-    elif (metrics := beside("metrics")) is not None:
-        vae, trained = load_vae(checkpoint, device)
-        trained.iwae, trained.eval_images = args.iwae, args.eval_images
-        words = words if own else "given"
-        print(metrics.table(last_values(vae, trained, metrics, pool, words)))
+# ------------------------------------------------------------------------------------------- main
 
 
-# -------------------------------------------------------------------------------------------------------- main
+def draw(run, vae, seed):
+    """samples/<step>.png: a grid of images from the same 64 latents each time.
 
-
-def main(args):
-    if args.load:
-        return use_checkpoint(args)
-    run = Run(SCRIPT, args, FLAGS, PRESETS, LOSSES)
-    args, data = run.args, run.data
-    if args.iwae and "report" not in run.preset:
-        raise InputError("--iwae goes with --load CHECKPOINT, or with a preset that ends with its report's numbers")
-
-    # The seed fixes weights and latents; the fixed latents of the pictures have a generator of their own.
-    torch.manual_seed(args.seed)
-    vae = VAE(args.size, data.images.shape[1], args.latent_dim, args.width)
-    if args.dry_run:
-        describe(vae, from_uint8(data.images[:2]), torch.zeros(2, args.latent_dim))
-        return run.plan()
-    networks = {"vae": vae.to(run.device)}
-    average = None
-    if args.ema > 0:
-        average = networks["ema"] = copy.deepcopy(vae)
-    optimiser = torch.optim.Adam(vae.parameters(), args.lr, **adam_kernel(run.device))
-    shown = vae if average is None else average  # whose pictures are shown and measured
-    fixed = latents(64, args.latent_dim, args.seed + 1)
-    # Real images whose reconstructions are shown. They are kept in the checkpoint, which can then interpolate alone.
-    examples = measured_on(data, run.held_out)[0].images
-    examples = examples[shuffled(len(examples), args.seed)[:16]]
-
-    def sample():
+    reconstructions/<step>.png: the examples, each with its reconstruction below.
+    """
+    run.wait()  # so that run.seconds counts training only
+    if run.is_main:
         file = f"{run.step:06d}.png"
-        save_picture(grid(pictures(shown, fixed, args.likelihood), 8), run.path / "samples" / file)
-        back = pictures(shown, encode(shown, examples), args.likelihood)
-        save_picture(above(examples, back), run.path / "reconstructions" / file)
+        picture = datasets.grid(generate(vae, 64, seed), columns=8)
+        datasets.save_picture(picture, run.path / "samples" / file)
+        z, _ = measure(vae, vae.examples)
+        picture = datasets.pairs_grid(vae.examples, to_images(vae, z))
+        datasets.save_picture(picture, run.path / "reconstructions" / file)
 
-    def fakes(n):
-        z = latents(n, args.latent_dim, args.seed + 2)
-        return pictures(shown, z, args.likelihood)
 
-    held_out = run.held_out and run.held_out.images[:500]
-    columns = [f"{name}_test" for name in LOSSES] if held_out is not None else []
+def main(argv=None):
+    args, _ = parse_args(argv)
+    device, args.precision = training.pick_device(args.device, args.precision)
+    autocast = functools.partial(training.autocast, device, args.precision)
+    args.size = args.size or datasets.default_size(args.data)
+    data, held_out = datasets.load_parts(args.data, args.size, args.hold_out)
+    batches = datasets.Batches(data, args.batch, device, args.seed)
+    per_epoch = batches.per_epoch  # steps
+    total = args.steps or args.epochs * per_epoch
+    sample_every = args.sample_every or max(100, per_epoch)
+    save_every = args.save_every or max(100, per_epoch)
+
+    # The seed fixes the weights and latents. The latents of the pictures have seeds of their own.
+    torch.manual_seed(args.seed)
+    channels = data.images.shape[1]
+    vae = VAE(args.size, channels, args.latent_dim, args.width, args.likelihood, args.kl_weight)
+    if args.dry_run:
+        eps = torch.zeros(2, args.latent_dim)
+        training.describe(vae, from_uint8(data.images[:2]), eps)
+        return training.print_plan(args, data, total, per_epoch, device)
+    # 16 real images to reconstruct. The checkpoint holds them: it can walk between them by itself.
+    pool, pool_words = datasets.measured_on(data, held_out)
+    vae.examples = pool.images[datasets.shuffled(len(pool.images), args.seed)[:16]]
+    vae.to(device)
+    models = {"vae": vae}
+    sampler = vae  # whose images are drawn and measured
+    if args.ema > 0:
+        sampler = models["ema"] = copy.deepcopy(vae)
+    optimizer = torch.optim.Adam(vae.parameters(), args.lr, **training.adam_options(device))
+
+    # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
+    captured = functools.partial(training.captured, device=device, no_graph=args.no_graph)
+    step = captured(functools.partial(train_step, vae, optimizer, autocast))
+    if args.ema > 0:
+        ema_step = captured(functools.partial(training.update_ema, sampler, vae, args.ema))
+
+    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    report = PRESETS.get(args.preset, {}).get("report")
+    metrics = None
+    if args.eval_images and (args.eval_every or report):
+        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+        metrics = training.tool("metrics")  # None where metrics.py is missing
+    if metrics:
+        weights, _ = metrics.usable_dims(args.dims, args.weights)
+        measured = {"dims": args.dims, "weights": weights, "device": device}
+        measured["real_words"] = reference.words
     if held_out is None:
-        print("no held-out images: reconstruction and KL are those of training images (--hold-out N keeps N apart)")
+        print("nothing is held out: all losses are of training images (see --hold-out)")
 
-    def test():
-        return dict(zip(columns, measure(shown, held_out, args), strict=True))
+    optimizers = {"vae": optimizer}
+    extra = {"examples": vae.examples}
+    # Makes the run directory, or on --resume loads the checkpoint and goes on where it stopped.
+    with training.start(
+        args, SCRIPT, data, batches, models, optimizers, total, per_epoch, extra
+    ) as run:
+        if run.step == 0:
+            run.save("last.pt")
+            draw(run, sampler, args.seed + 1)
+            run.write_weights()
+        while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
+            # Warm-up (Bowman et al. 2016, 1511.06349): with the full weight from the start, the KL
+            # can switch latents off before the decoder has learned to use them. They stay off.
+            warmup = min(1.0, (run.step + 1) / max(args.kl_warmup, 1))
+            kl_weight = training.scalar(args.kl_weight * warmup, device)
+            training.set_lr(optimizer, args.lr * args.lr_decay**run.step)
+            images, _ = next(batches)
+            reconstruction, kl, bound, mse = step(images, kl_weight)
+            if args.ema > 0:
+                ema_step()
+            run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
 
-    extra = {"examples": examples}
-    with run.opened(networks, {"vae": optimiser}, sample, fakes, columns, test if columns else None, extra):
-        train = Captured(train_step, schedule, args, run.batches, vae, optimiser, average, run.autocast)
-        for step in run.steps():
-            run.record(train(step))
-    run.finish(generate, lambda metrics: last_values(shown, args, metrics, *measured_on(data, run.held_out)))
+            last = run.step == total
+            scores = {}
+            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+                run.wait()
+                fake = generate(sampler, args.eval_images, args.seed + 2)
+                scores = metrics.curve(reference.choose, fake, **measured)
+                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+            # also at the end of an epoch, so that no row spans two epochs
+            if last or run.every(args.log_every, args.eval_every, per_epoch):
+                if held_out is not None and run.is_main:
+                    run.wait()
+                    _, means = measure(sampler, held_out.images[:500])
+                    scores.update(zip(TEST_COLUMNS, means, strict=True))
+                run.write_log(**scores)  # waits for the device; stops the run at NaN
+            if last or run.every(sample_every):
+                draw(run, sampler, args.seed + 1)
+                run.write_weights()  # histograms of every layer
+            if last or run.every(save_every):
+                run.save("last.pt")
+        if run.step < total:
+            run.save("last.pt")
+            return run.goodbye()  # says how to resume
+
+    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
+    if metrics and report:  # first the numbers: a plot that fails must not lose them
+        fake = generate(sampler, args.eval_images, args.seed + 2)
+        values = metrics.evaluate(
+            reference.judge,
+            fake,
+            floor=reference.choose,
+            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+            **measured,
+        )
+        chosen = datasets.pick(pool, datasets.shuffled(len(pool.images), 1)[: args.eval_images])
+        words = f"{len(chosen.images)} {pool_words} images of {pool.name}"
+        values += metrics.autoencoder(**own_values(sampler, chosen), words=words)
+        metrics.write_result(run, values, PRESETS[args.preset])
+    if plots := training.tool("report"):
+        for path in plots.report(run.path, device=device):
+            print(f"wrote {path}")
+    return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":
-    run_program(f"{SCRIPT}.py", main, ARGS)
+    run_program(main)
