@@ -1,313 +1,361 @@
-"""ddpm.py: the forward and backward processes against closed forms, the samplers, guidance, the network."""
+"""ddpm.py: both processes against closed forms, the samplers, guidance, the network, the update."""
 
 import contextlib
-import importlib
 import math
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import datasets
 import ddpm
-from datasets import Batches, Images, read_checkpoint
-from ddpm import Attention, UNet, alpha_bars, ddim_step, denoise, guess_noise, invert, posterior
+import training
+from ddpm import Attention, UNet, alpha_bars, ddim_step, denoise, generate, posterior, to_images
+from sources import InputError, read_log
+from training import latents, read_checkpoint
 
 both_schedules = pytest.mark.parametrize("kind", ["linear", "cosine"])
+TINY = "--size=16 --blocks=1 --batch=8 --dropout=0 --device=cpu --precision=fp32 --eval-images=0"
+TINY = TINY.split()
 
 
-def flags(*given):
-    tiny = "--size=16 --width=8 --blocks=1 --batch=8 --timesteps=50 --sample-steps=10 --dropout=0 --data=x".split()
-    return ddpm.parse_args([*tiny, *given])
-
-
-def network(args, colours=3, classes=3):
-    """With weights that are nowhere 0, so that everything has an effect."""
+def network(*given, channels=3, classes=3):
+    """A U-Net with weights that are nowhere 0, so that everything has an effect."""
+    args, _ = ddpm.parse_args([*TINY, "--data=x", "--width=8", "--timesteps=50", *given])
     torch.manual_seed(0)
-    unet = UNet(args, colours, classes).eval()
-    for p in unet.parameters():
-        torch.nn.init.normal_(p, 0, 0.1)
+    unet = UNet(vars(args), channels, [10] * classes).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
     return unet
 
 
-# ------------------------------------------------------------------------------------------------- the processes
+# ------------------------------------------------------------------------------ the two processes
 
 
-def test_the_linear_schedule_is_that_of_the_paper():
-    bars, left = alpha_bars("linear", 1000), 1.0
-    for t, beta in enumerate(np.linspace(1e-4, 0.02, 1000), 1):
-        left *= 1 - beta
-        assert bars[t].item() == pytest.approx(left, rel=1e-9)
-    assert bars[0] == 1 and 3.9e-5 < bars[1000] < 4.1e-5
-    assert alpha_bars("linear", 250)[-1].item() == pytest.approx(bars[-1].item(), rel=0.3)  # the end is the same
-
-
-def test_the_cosine_schedule_is_that_of_the_paper():
-    bars = alpha_bars("cosine", 1000)
-    for t in (1, 10, 500, 990):
-        wanted = math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
-        assert bars[t].item() == pytest.approx(wanted, rel=1e-6)
-    betas = 1 - bars[1:] / bars[:-1]
-    assert betas.max() <= 0.999 + 1e-12 and bars[-1] < 1e-6
+def test_the_schedules_are_those_of_the_papers():
+    linear = alpha_bars("linear", 1000)
+    wanted = np.cumprod([1.0, *(1 - np.linspace(1e-4, 0.02, 1000))])
+    np.testing.assert_allclose(linear, wanted, rtol=1e-9)
+    assert alpha_bars("linear", 250)[-1].item() == pytest.approx(wanted[-1], rel=0.3)
+    cosine = alpha_bars("cosine", 1000)
+    f = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(991)]
+    np.testing.assert_allclose(cosine[:991], np.array(f) / f[0], rtol=1e-6)
+    assert (1 - cosine[1:] / cosine[:-1]).max() <= 0.999 + 1e-12  # of all beta_t
+    assert cosine[-1] < 1e-6
 
 
 @both_schedules
-def test_many_small_steps_are_the_one_large_step(kind):
-    """x_t = sqrt(1 - beta_t) x_(t-1) + sqrt(beta_t) z, step by step: its mean and its variance."""
-    args = flags(f"--noise-schedule={kind}", "--timesteps=200")
-    bars, unet = alpha_bars(kind, 200), UNet(args, 3, 2)
-    scale, variance = 1.0, 0.0
-    for t in range(1, 201):
-        beta = 1 - (bars[t] / bars[t - 1]).item()
-        scale, variance = math.sqrt(1 - beta) * scale, (1 - beta) * variance + beta
-        assert unet.signal[t].item() == pytest.approx(scale, rel=1e-5, abs=1e-8)
-        assert unet.spread[t].item() == pytest.approx(math.sqrt(variance), rel=1e-5)
-
-
-@both_schedules
-def test_the_posterior_is_bayes_rule(kind):
-    """q(x_(t-1) | x_0) times q(x_t | x_(t-1)), two normal densities: precisions add up."""
-    bars = alpha_bars(kind, 100)
-    x_0, x_t = torch.tensor([0.3, -0.9], dtype=torch.float64), torch.tensor([1.2, 0.1], dtype=torch.float64)
-    for t in range(2, 101):
-        alpha, before = bars[t] / bars[t - 1], bars[t - 1]
-        precision = 1 / (1 - before) + alpha / (1 - alpha)
-        mean = (before.sqrt() * x_0 / (1 - before) + alpha.sqrt() * x_t / (1 - alpha)) / precision
-        found, variance = posterior(bars, t, x_0, x_t)
-        torch.testing.assert_close(found, mean, rtol=1e-9, atol=1e-12)
-        assert variance == pytest.approx(1 / precision.item(), rel=1e-9)
-    found, variance = posterior(bars, 1, x_0, x_t)
-    torch.testing.assert_close(found, x_0)
-    assert variance == 0
-
-
-@both_schedules
-def test_ddim_with_eta_1_is_the_ancestral_step(kind):
-    bars = alpha_bars(kind, 100)
-    x_0, x_t, noise = torch.randn(3, 5, dtype=torch.float64)
+def test_the_posterior_is_bayes_rule_and_ddim_with_eta_1(kind):
+    """q(x_(t-1) | x_0) times q(x_t | x_(t-1)), two normal densities: their precisions add up."""
+    bars = alpha_bars(kind, 100).tolist()
+    x_0, x_t, noise = 0.3, 1.2, -0.7
     for t in range(1, 101):
-        mean, variance = posterior(bars, t, x_0, x_t)
-        step = ddim_step(bars, t, t - 1, x_0, x_t, 1.0, noise)
-        torch.testing.assert_close(step, mean + math.sqrt(variance) * noise, rtol=1e-7, atol=1e-9)
+        alpha, previous = bars[t] / bars[t - 1], bars[t - 1]
+        mean, variance = posterior(bars[t], previous, x_0, x_t)
+        x = ddim_step(bars[t], previous, x_0, x_t, 1.0, noise)
+        assert x == pytest.approx(mean + math.sqrt(variance) * noise, rel=1e-7, abs=1e-9)
+        if t == 1:
+            assert mean == pytest.approx(x_0) and variance == 0
+            continue
+        precisions = np.array([1 / (1 - previous), alpha / (1 - alpha)])
+        means = np.array([math.sqrt(previous) * x_0, x_t / math.sqrt(alpha)])
+        assert variance == pytest.approx(1 / precisions.sum(), rel=1e-9)
+        assert mean == pytest.approx(precisions @ means / precisions.sum(), rel=1e-9)
 
 
 @both_schedules
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_ddim_step_keeps_the_distribution(kind, eta):
-    """From x_t of x_0 to x_s of the same x_0: the right mean, and the right variance from two independent noises."""
-    bars, x_0 = alpha_bars(kind, 100), torch.tensor(0.4, dtype=torch.float64)
-    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    """From x_t of x_0 to x_s of the same x_0: its mean, and its variance from two noises."""
+    bars = alpha_bars(kind, 100).tolist()
     for t, s in ((100, 60), (60, 59), (40, 3), (5, 0)):
-        mean = ddim_step(bars, t, s, x_0, bars[t].sqrt() * x_0, eta, zero)
-        assert mean.item() == pytest.approx((bars[s].sqrt() * x_0).item(), abs=1e-12)
-        by_eps = ddim_step(bars, t, s, x_0, bars[t].sqrt() * x_0 + (1 - bars[t]).sqrt(), eta, zero) - mean
-        by_noise = ddim_step(bars, t, s, x_0, bars[t].sqrt() * x_0, eta, one) - mean
-        assert (by_eps**2 + by_noise**2).item() == pytest.approx((1 - bars[s]).item(), rel=1e-9)
+        x_t = math.sqrt(bars[t]) * 0.4
+        mean = ddim_step(bars[t], bars[s], 0.4, x_t, eta, 0.0)
+        assert mean == pytest.approx(math.sqrt(bars[s]) * 0.4, abs=1e-12)
+        by_eps = ddim_step(bars[t], bars[s], 0.4, x_t + math.sqrt(1 - bars[t]), eta, 0.0) - mean
+        by_noise = ddim_step(bars[t], bars[s], 0.4, x_t, eta, 1.0) - mean
+        assert by_eps**2 + by_noise**2 == pytest.approx(1 - bars[s], rel=1e-9)
         assert (by_noise == 0) == (eta == 0 or s == 0)
 
 
-class Ideal(torch.nn.Module):
-    """What a perfect network answers for data N(mean, deviation^2): E(eps | x_t), which is linear in x_t."""
+class Ideal:
+    """What a perfect network predicts for data N(mean, deviation^2): E(eps | x_t)."""
 
     classes = 1
+    image_shape = (3, 16, 16)
+    mixture = torch.empty(0)  # tells the device
 
-    def __init__(self, args, mean, deviation):
-        super().__init__()
-        self.bars, self.mean, self.deviation = alpha_bars(args.noise_schedule, args.timesteps), mean, deviation
+    def __init__(self, kind, timesteps, mean, deviation):
+        self.bars = alpha_bars(kind, timesteps).tolist()
+        self.mean, self.variance = mean, deviation**2
 
-    def forward(self, x, t, y):
-        bar = self.bars[t[0]].item()
-        return math.sqrt(1 - bar) * (x - math.sqrt(bar) * self.mean) / (bar * self.deviation**2 + 1 - bar)
+    def __call__(self, x, t, labels):
+        bar = self.bars[t[0]]
+        centered = x - math.sqrt(bar) * self.mean
+        return math.sqrt(1 - bar) * centered / (bar * self.variance + 1 - bar)
 
 
 @both_schedules
-@pytest.mark.parametrize("how", [["--sampler=ancestral"], ["--sample-steps=400"], ["--sample-steps=1000", "--eta=1"]])
+@pytest.mark.parametrize("how", [("ancestral", 1000, 0), ("ddim", 400, 0), ("ddim", 1000, 1)])
 def test_the_samplers_draw_from_the_data(kind, how):
-    """With a perfect network. The deviation to 4 %: steps of a finite size lose some of it."""
-    args = flags(f"--noise-schedule={kind}", "--timesteps=1000", *how)
-    x = torch.randn(100, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    *_, x_0 = denoise(Ideal(args, 0.2, 0.15), x, torch.zeros(100).long(), args, range(100))
+    """With a perfect network. The deviation to 4 %: finite steps lose some of it."""
+    seeds = torch.arange(50)
+    ideal = Ideal(kind, 1000, 0.2, 0.15)
+    *_, (t, x_0) = denoise(ideal, latents(50, 768, 0), seeds, seeds, 1.0, *how)
+    assert t == 0
     assert x_0.mean().item() == pytest.approx(0.2, abs=0.01)
     assert x_0.std().item() == pytest.approx(0.15, rel=0.04)
 
 
-# --------------------------------------------------------------------------------------------------- the network
+@pytest.mark.parametrize("clip", [True, False])
+def test_clip(clip):
+    ideal, seeds = Ideal("cosine", 100, 0.9, 0.5), torch.arange(4)
+    how = (1.0, "ddim", 10, 0.0, clip)
+    *_, (_, x_0) = denoise(ideal, latents(4, 768, 0), seeds, seeds, *how)
+    assert (x_0.abs().max() <= 1) == clip
 
 
-@pytest.mark.parametrize("size, colours", [(16, 3), (32, 1), (64, 3)])
-def test_shapes_and_what_the_guess_depends_on(size, colours):
-    args = flags(f"--size={size}")
-    unet = network(args, colours)
-    x, t, y = torch.randn(3, colours, size, size), torch.tensor([1, 25, 50]), torch.tensor([0, 1, 3])
-    guess = unet(x, t, y)
-    assert guess.shape == x.shape
-    attends = [isinstance(block[0].attention, Attention) for block in unet.down]
-    assert attends == [side <= 16 for side in (size >> k for k in range(len(unet.down)))] and size >> len(attends) == 4
-    for changed in ((x, t + 1, y), (x, t, (y + 1) % 4)):
-        assert not torch.allclose(unet(*changed), guess, atol=1e-3)
-    alone = torch.cat([unet(x[i : i + 1], t[i : i + 1], y[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(alone, guess, rtol=1e-3, atol=1e-4)  # a picture does not depend on the others
+# ------------------------------------------------------------------------------------ the network
 
 
-def test_at_its_start_the_network_guesses_nothing():
+@pytest.mark.parametrize("size, channels", [(16, 3), (32, 1), (64, 3)])
+def test_shapes_and_what_the_prediction_depends_on(size, channels):
+    unet = network(f"--size={size}", "--blocks=2", channels=channels)
+    x, t = torch.randn(3, channels, size, size), torch.tensor([1, 25, 50])
+    labels = torch.tensor([0, 1, 3])
+    predicted = unet(x, t, labels)
+    assert predicted.shape == x.shape
+    torch.testing.assert_close(unet.frequencies, 20 * 10_000 ** (-torch.arange(4) / 4))  # T = 50
+    attention = [isinstance(blocks[0].attention, Attention) for blocks in unet.down]
+    assert attention == [size >> k <= 16 for k in range(len(unet.down))]
+    assert size >> len(attention) == 4  # so the last resolution is 8
+    for changed in ((x, t + 1, labels), (x, t, (labels + 1) % 4)):
+        assert not torch.allclose(unet(*changed), predicted, atol=1e-3)
+    alone = [unet(x[i : i + 1], t[i : i + 1], labels[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(torch.cat(alone), predicted, rtol=1e-3, atol=1e-4)
+
+
+def test_an_untrained_network_predicts_zero():
     """So the first loss is E eps^2 = 1."""
-    args = flags()
-    unet = UNet(args, 3, 3)
-    assert (unet(torch.randn(2, 3, 16, 16), torch.tensor([1, 50]), torch.tensor([0, 3])) == 0).all()
+    unet = UNet(network().flags, 3, [1, 1])
+    predicted = unet(torch.randn(2, 3, 16, 16), torch.tensor([1, 50]), torch.tensor([0, 2]))
+    assert (predicted == 0).all()
 
 
-def test_attention_is_the_written_out_sum():
+def test_attention_is_the_written_out_sum(monkeypatch):
     torch.manual_seed(0)
     layer, x = Attention(128), torch.randn(2, 128, 4, 4)
     torch.nn.init.normal_(layer.out.weight, 0, 0.1)
-    q, k, v = (F.conv2d(layer.norm(x), w, b).flatten(2) for w, b in
-               zip(layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True))  # fmt: skip
-    found = torch.zeros_like(v)
+    q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, dim=1)
+    h = torch.zeros_like(v)
     for n in range(2):
         for head in (slice(0, 64), slice(64, 128)):
             for i in range(16):
                 weights = torch.softmax((q[n, head, i] @ k[n, head]) / 8, dim=0)
-                found[n, head, i] = v[n, head] @ weights
-    wanted = x + F.conv2d(found.view(x.shape), layer.out.weight, layer.out.bias)
+                h[n, head, i] = v[n, head] @ weights
+    wanted = x + layer.out(h.view(x.shape))
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+
+    def attention(*qkv):
+        assert all(tensor.is_contiguous() for tensor in qkv)  # what a Mac's GPU needs
+        return original(*qkv)
+
+    original = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("mps"))
     torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_guidance():
-    args = flags()
-    unet, x, y = network(args), torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
-    t, nobody = torch.full((4,), 20), torch.full((4,), 3)
-    told, not_told = unet(x, t, y), unet(x, t, nobody)
-    one = network(args, classes=1)
-    assert torch.equal(guess_noise(one, x, 20, y * 0, 5.0), one(x, t, y * 0))  # of one class there is nothing to tell
-    assert torch.equal(guess_noise(unet, x, 20, y, 1.0), told)  # guidance 1 is the conditional model
-    torch.testing.assert_close(guess_noise(unet, x, 20, y, 0.0), not_told, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(guess_noise(unet, x, 20, y, 3.0), 3 * told - 2 * not_told, rtol=1e-4, atol=1e-4)
+    unet, x, labels = network(), torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 1])
+    t = torch.full((4,), 20)
+    given, without = unet(x, t, labels), unet(x, t, torch.full((4,), 3))
+    for guidance, wanted in ((1.0, given), (0.0, without), (3.0, 3 * given - 2 * without)):
+        predicted = ddpm.predict_noise(unet, x, 20, labels, guidance)
+        torch.testing.assert_close(predicted, wanted, rtol=1e-4, atol=1e-4)
+    one = network(classes=1)  # of one class there is nothing to tell
+    assert torch.equal(ddpm.predict_noise(one, x, 20, labels * 0, 5.0), one(x, t, labels * 0))
 
 
-# -------------------------------------------------------------------------------------------------- the train step
+# ------------------------------------------------------------------------------------- the update
 
 
-def setting(*given):
-    args = flags(*given)
-    torch.manual_seed(3)
-    images, labels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8), torch.arange(40) % 3
-    batches = Batches(Images(images, labels, ["a", "b", "c"], "", "", False, ""), args.batch)
-    unet = network(args).train()
-    # plain gradient descent: Adam would blow up the rounding in the gradients of biases in front of a norm, which are 0
-    return args, batches, unet, torch.optim.SGD(unet.parameters(), args.lr), None, contextlib.nullcontext
-
-
-def test_train_step_is_algorithm_1():
-    args, _, unet, optimiser, *_ = ours = setting("--drop-label=0.5", "--flip", "--lr=0.01", "--lr-decay=0.5")
-    _, batches, other, other_optimiser, *_ = setting("--drop-label=0.5", "--flip", "--lr=0.01", "--lr-decay=0.5")
-    bars = alpha_bars(args.noise_schedule, args.timesteps)
-    for step in range(4):
+@pytest.mark.parametrize("drop_label, flip", [(0.5, True), (0.0, False)])
+def test_the_update_is_algorithm_1(drop_label, flip):
+    # plain gradient descent: Adam would blow up rounding errors where a gradient is 0
+    unet, reference = network(), network()
+    optimizer, other = (torch.optim.SGD(net.parameters(), 0.01) for net in (unet, reference))
+    constants = (unet, optimizer, contextlib.nullcontext, drop_label, flip)
+    asked = []
+    unet.register_forward_pre_hook(lambda _, given: asked.append(given))
+    bars = alpha_bars("cosine", 50)
+    x, labels = torch.rand(8, 3, 16, 16) * 2 - 1, torch.arange(8) % 3
+    for step in range(3):
         torch.manual_seed(step)
-        loss = ddpm.train_step(ddpm.schedule(step, args), *ours)
+        loss = ddpm.unet_step(*constants, x, labels)
         torch.manual_seed(step)
-        x, labels = next(batches)
-        mirrored = torch.rand(8, 1, 1, 1).flatten() < 0.5
-        t, eps = torch.randint(1, 51, (8,)), torch.randn_like(x)
-        dropped, wanted = torch.rand(8) < 0.5, 0.0
-        for i in range(8):  # one picture after the other
-            picture = x[i].flip(2) if mirrored[i] else x[i]
-            noisy = (bars[t[i]].sqrt() * picture + (1 - bars[t[i]]).sqrt() * eps[i]).float()
-            y = torch.tensor([3]) if dropped[i] else labels[i : i + 1]
-            wanted = wanted + (eps[i] - other(noisy[None], t[i : i + 1], y)[0]).square().mean() / 8
-        other_optimiser.param_groups[0]["lr"] = 0.01 * 0.5**step
+        mirrored = torch.rand(8) < 0.5 if flip else torch.zeros(8)
+        t, eps, x_t = torch.randint(1, 51, (8,)), torch.randn_like(x), torch.empty_like(x)
+        wanted_labels = torch.where(torch.rand(8) < drop_label, 3, labels)
+        for i in range(8):  # one image after the other
+            image = x[i][:, :, torch.arange(15, -1, -1)] if mirrored[i] else x[i]
+            x_t[i] = bars[t[i]].sqrt() * image + (1 - bars[t[i]]).sqrt() * eps[i]
+        torch.testing.assert_close(asked[-1], (x_t, t, wanted_labels))
+        wanted = (eps - reference(x_t, t, wanted_labels)).square().mean()
         other.zero_grad()
         wanted.backward()
-        other_optimiser.step()
-        torch.testing.assert_close(loss[0], wanted.detach(), rtol=1e-3, atol=1e-4)
-    for p, q in zip(unet.parameters(), other.parameters(), strict=True):
+        other.step()
+        torch.testing.assert_close(loss, wanted.detach(), rtol=1e-4, atol=1e-5)
+    for p, q in zip(unet.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------ a trained model
+def test_main_is_this_loop(tiny, no_plots):
+    more = "--data=tiny.npz --width=8 --lr=0.01 --lr-decay=0.5 --ema=0.9 --steps=4 --out=r"
+    ddpm.main([*TINY, *more.split()])
+    checkpoint = read_checkpoint("r")
+    torch.manual_seed(0)
+    unet = UNet(checkpoint["flags"], 3, [34, 33, 33]).to(memory_format=torch.channels_last)
+    ema = {name: p.clone() for name, p in unet.state_dict().items()}
+    optimizer = torch.optim.Adam(unet.parameters(), fused=True)
+    batches = datasets.Batches(datasets.load("tiny.npz", 16), 8)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5**step
+        constants = (unet, optimizer, contextlib.nullcontext, 0.1, False)
+        ddpm.unet_step(*constants, *next(batches))
+        ema = {name: 0.9 * ema[name] + 0.1 * p for name, p in unet.state_dict().items()}
+    torch.testing.assert_close(dict(checkpoint["models"]["ema"]), ema, rtol=1e-4, atol=1e-6)
+
+
+# -------------------------------------------------------------------------------- a trained model
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small model of the built-in shapes, and its run directory."""
+    """The run directory of a small model of the built-in shapes."""
     folder = tmp_path_factory.mktemp("ddpm")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(importlib.import_module("report"), "report", lambda *_, **__: [])
-        given = "--data=shapes --size=16 --width=16 --blocks=1 --batch=32 --steps=120 --lr=2e-3 --ema=0.9 --dropout=0"
-        how = "--timesteps=200 --noise-schedule=linear --sample-steps=10 --sample-every=1000 --eval-images=0"
-        ddpm.main(ddpm.parse_args(f"{given} {how} --device=cpu --precision=fp32 --out=r".split()))
+        patch.setattr("report.report", lambda *_, **__: [])
+        more = "--width=16 --batch=32 --steps=120 --lr=2e-3 --ema=0.9 --timesteps=200 --out=r"
+        how = "--noise-schedule=linear --sample-steps=10 --sample-every=1000"
+        ddpm.main([*TINY, *more.split(), *how.split()])
     return folder / "r"
 
 
+@pytest.fixture
+def model(trained):
+    return ddpm.load_model(read_checkpoint(trained))
+
+
 def test_it_learns(trained):
-    table = np.genfromtxt(trained / "log.csv", delimiter=",", names=True)
-    assert table["loss"][0] > 0.3 and table["loss"][-1] < 0.15
+    losses = [float(row["loss"]) for row in read_log(trained / "log.csv")]
+    assert losses[0] > 0.3 and losses[-1] < 0.15
 
 
-def test_ddim_without_noise_is_deterministic(trained):
-    checkpoint = read_checkpoint(trained)
-    first, again, other = (ddpm.generate(checkpoint, 6, seed, eta=0.0) for seed in (4, 4, 5))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    more = ddpm.generate(checkpoint, 9, 4, eta=0.0)[:6]  # the first pictures do not depend on how many there are
-    assert (more.int() - first.int()).abs().max() <= 2
-    few, more = ddpm.generate(checkpoint, 3, 4, eta=1.0), ddpm.generate(checkpoint, 5, 4, eta=1.0)
-    assert (more[:3].int() - few.int()).abs().max() <= 2
-    for settings in (dict(eta=1.0), dict(sampler="ancestral")):
-        noisy, again = (ddpm.generate(checkpoint, 6, 4, **settings) for _ in "ab")
-        assert torch.equal(noisy, again) and not torch.equal(noisy, first)
+def test_the_picture_has_a_row_for_each_class(trained, model):
+    z, seeds = latents(8, 768, 1).repeat(5, 1), torch.arange(8).repeat(5)
+    images = to_images(model, z, torch.arange(5).repeat_interleave(8), seeds)
+    picture = np.asarray(Image.open(trained / "samples/000120.png"))
+    assert np.array_equal(picture, np.asarray(datasets.grid(images, 8)))
 
 
-def test_ddim_is_invertible(trained):
-    """Pictures to noise and back, at 200 steps: to 2 % of the range on average."""
-    unet, args = ddpm.load_unet(read_checkpoint(trained), settings={"sample_steps": 200, "guidance": 1.0, "eta": 0.0})
+@pytest.mark.parametrize("sampling", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "ancestral"}])
+def test_image_k_depends_on_seed_and_k_only(model, sampling):
+    images = generate(model, 3, 4, **sampling)
+    assert torch.equal(images, generate(model, 3, 4, **sampling))
+    later = generate(model, 1, 4, first=2, **sampling)
+    assert (images[2:].int() - later.int()).abs().max() <= 2
+    same = torch.equal(images, generate(model, 3, 4, noise_seed=1, **sampling))
+    assert same == (sampling == {"eta": 0.0})
+
+
+def test_times(model, monkeypatch):
+    asked, x, labels = [], torch.zeros(1, 3, 16, 16), torch.tensor([0])
+    monkeypatch.setattr(ddpm, "predict_noise", lambda _, x, t, *more: asked.append(t) or x)
+    list(denoise(model, x, labels, labels, 1.0, "ddim", 5, 0.0))
+    ddpm.invert(model, x, labels, 5)
+    assert asked == [200, 160, 120, 80, 40, 1, 40, 80, 120, 160]
+
+
+def test_classes_and_guidance(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ddpm, "predict_noise", lambda *given: asked.append(given[3:]) or given[1])
+
+    def all_asked(make, *given, **more):
+        asked.clear()
+        make(model, *given, **more)
+        return torch.cat([labels for labels, _ in asked]).tolist(), {g for _, g in asked}
+
+    one = {"sample_steps": 1}
+    wanted = training.random_labels(model.class_counts, 130, 4).tolist()
+    assert all_asked(generate, 130, 4, guidance=3.0, **one) == (wanted, {3.0})
+    assert all_asked(generate, 130, 4, label=2, **one) == ([2] * 130, {2.0})
+    assert all_asked(ddpm.walk, "linear", 6, 2, **one)[0] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 0]
+    assert all_asked(ddpm.walk, "linear", 2, 2, label=3, **one)[0] == [3] * 4
+    assert all_asked(ddpm.guided, (0.0, 4.0), 6) == ([0, 1, 2, 3, 4, 0] * 20, {0.0, 4.0})
+
+
+def test_denoising_guided_and_walk(model):
+    z, row = latents(3, 768, 0), torch.arange(3)
+    images, times = ddpm.denoising(model, 3, 6)
+    assert list(times) == [200, 160, 120, 80, 40, 0]
+    assert torch.equal(images[::6], datasets.to_uint8(z.view(3, 3, 16, 16)))
+    assert torch.equal(images[5::6], to_images(model, z, row, row))
+    for strength, made in zip((1.0, 4.0), ddpm.guided(model, (1.0, 4.0), 3).split(3), strict=True):
+        assert torch.equal(made, to_images(model, z, row, row, guidance=strength))
+    images = ddpm.walk(model, "spherical", 2, 2, seed=1, eta=1.0)
+    z, row = training.walks(2, 2, 768, "spherical", 1), torch.tensor([0, 0, 1, 1])
+    assert torch.equal(images, to_images(model, z, row, row, eta=1.0))
+
+
+def test_ddim_is_invertible(model):
+    """Images to noise and back, in 200 steps: to 2 % of the range on average."""
     data = datasets.load("shapes", 16)
-    x, y = datasets.from_uint8(data.images[:16]), data.labels[:16]
-    noise = invert(unet, x, y, args)
-    *_, back = denoise(unet, noise, y, args, range(16), clip=False)
-    error = (back - x).abs().mean().item()
-    assert error < 0.04, error
-    assert 0.5 < noise.std().item() < 1.5
-    *_, other = denoise(unet, torch.randn_like(noise), y, args, range(16), clip=False)
-    assert (other - x).abs().mean().item() > 5 * error  # it is the noise that brings back the picture
-
-
-def test_pictures_of_the_way(trained):
-    checkpoint = read_checkpoint(trained)
-    images, times = ddpm.denoising(checkpoint, rows=3, frames=6)
-    assert images.shape == (18, 3, 16, 16) and times[0] == 200 and times[-1] == 0 and len(times) == 6
-    assert images[0].float().std() > 60  # it begins as noise
-    rows = ddpm.guided(checkpoint, strengths=(0.0, 1.0, 4.0), columns=5)
-    assert rows.shape == (15, 3, 16, 16)
-    settings = dict(guidance=1.0)
-    walk = ddpm.interpolate(checkpoint, 2, 3, seed=1, **settings)
-    assert walk.shape == (6, 3, 16, 16)
+    x, labels = datasets.from_uint8(data.images[:8]), data.labels[:8]
+    noise = ddpm.invert(model, x, labels, 200)
+    assert 0.5 < noise.std() < 1.5
+    errors = []
+    for z in (noise, torch.randn_like(noise)):  # only the right noise brings the images back
+        *_, (_, back) = denoise(model, z, labels, labels, 1.0, "ddim", 200, 0.0, clip=False)
+        errors.append((back - x).abs().mean())
+    assert errors[0] < 0.04 and errors[1] > 5 * errors[0]
 
 
 @pytest.mark.parametrize(
-    "given, words",
+    "flags, words",
     [
-        ("--load RUN --generate 2 --sample-steps 201", "more than the 200 steps"),
-        ("--sample-steps 2000", "more than the 1000 steps"),
-        ("--sampler ancestral --eta 1", "--eta does nothing"),
-        ("--load RUN --generate 2 --sampler ancestral --sample-steps 5", "--sample-steps does nothing"),
-        ("--drop-label 0 --guidance 2", "--drop-label"),
-        ("--load RUN --generate 2 --class star --guidance -1", "at least 0"),
+        ({"sample_steps": 2000}, "more than the"),
+        ({"sampler": "ancestral", "eta": 1.0}, "--eta do nothing"),
+        ({"sampler": "ancestral", "sample_steps": 5}, "--sample-steps and"),
+        ({"sampler": "euler"}, "no sampler 'euler'"),
+        ({"guidance": 2.0}, "--drop-label"),
     ],
 )
-def test_sampling_flags_that_do_not_go_together(trained, given, words, capsys, here):
-    with pytest.raises(SystemExit) as stop:
-        given = given.replace("RUN", str(trained)).split()
-        datasets.run_program("ddpm.py", ddpm.main, ddpm.parse_args(given))
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and words in error, error
+def test_sampling_flags_that_do_not_go_together(model, flags, words):
+    drop = {"drop_label": 0.0 if "guidance" in flags else 0.1}
+    typed = [f"--{name.replace('_', '-')}={value}" for name, value in {**flags, **drop}.items()]
+    with pytest.raises(InputError, match=words):
+        ddpm.parse_args(["--data=x", *typed])
+    model.flags = {**model.flags, **drop}
+    with pytest.raises(InputError, match=words):
+        generate(model, 2, **flags)
 
 
-def test_data_without_labels(here, capsys):
+def test_sample_steps_that_nobody_typed_are_limited(model):
+    flags = {**model.flags, "sample_steps": 300}
+    assert ddpm.complete_sampling((), flags)["sample_steps"] == 200
+
+
+def test_data_without_labels(here, no_plots):
     np.savez("x.npz", images=np.zeros((20, 16, 16, 1), np.uint8))
-    given = "--data=x.npz --size=16 --width=8 --blocks=1 --batch=4 --steps=2 --sample-steps=2 --device=cpu --out=r"
-    ddpm.main(ddpm.parse_args(given.split()))
+    more = "--data=x.npz --width=8 --steps=2 --sample-steps=2 --guidance=2 --balance --out=r"
+    ddpm.main([*TINY, *more.split()])
     checkpoint = read_checkpoint("r")
     assert checkpoint["data"]["classes"] == ["x"] and checkpoint["data"]["counts"] == [20]
-    assert ddpm.generate(checkpoint, 3).shape == (3, 1, 16, 16)
-    assert "wrote" in capsys.readouterr().out
+    model = ddpm.load_model(checkpoint)
+    assert generate(model, 3).shape == (3, 1, 16, 16)
+    with pytest.raises(InputError, match="one class"):
+        ddpm.guided(model, (0.0, 1.0), 2)
