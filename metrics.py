@@ -1,316 +1,122 @@
-"""metrics.py: how far are generated images from real ones? FID, KID, MS-SSIM, and a check for collapse.
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
+# ///
+"""metrics.py: how close are generated images to real ones? FID, KID, MS-SSIM, and mode collapse.
 
-FID   Frechet distance between two sets of images, each summed up by the mean and covariance of its Inception features.
-      Low is good. Heusel et al. 2017, arxiv.org/abs/1706.08500
-KID   squared kernel distance between the same features. Unbiased: its expectation does not depend on the number of
-      images, and it may come out below zero. Low is good. Binkowski et al. 2018, arxiv.org/abs/1801.01401
-MS-SSIM   how alike two pictures are at several scales, 1 for the same picture: the mean over pairs of a generated and a
-      real image, and over pairs of generated ones, where much more than among real ones means collapse.
-precision, recall, density, coverage   by nearest neighbours among the features: are pictures good, is a kind missing?
-collapse   how many pairs of generated images are nearly the same picture, beside the same count for real images.
+FID    Frechet distance between two sets of images, each described by the mean and the covariance of
+       its Inception features. Low is good. Heusel et al. 2017, arxiv.org/abs/1706.08500
+KID    squared kernel distance between the same features. Low is good. It is unbiased: its
+       expectation does not depend on the number of images, and single values may fall below zero.
+       Binkowski et al. 2018, arxiv.org/abs/1801.01401
+MS-SSIM    similarity of two images at several scales; 1 means identical. We report the mean over
+       pairs of a generated and a real image, and over pairs of generated images. If the latter is
+       much higher than among real images, the generator has collapsed.
+precision, recall, density, coverage    by nearest neighbours among the features: are the images
+       good, and is a kind of image missing?
+collapse   how many pairs of generated images are nearly the same, next to the count for real ones.
 
-Which FID is this? A number called FID means nothing without four things, so every value here carries them in words:
-  - The features. "FID" and "KID" are the standard: pytorch-fid's 2048 features, with its weights. The same network can
-    be read earlier; FID-768 (an official option of pytorch-fid) has another scale and compares only with FID-768.
-  - The number of images. FID falls as the number grows: compare 1,000 images with 1,000, never with 50,000.
-  - The real images: which set, which part of it. `--floor` compares other real images with them, which is what a
-    perfect generator would get.
-  - The way from pixels to features: bytes, resized to 299x299 as pytorch-fid does (bilinear, not antialiased).
+Which FID is this? An FID means nothing without four facts, so every value comes with them in words:
+  - The features. Plain "FID" and "KID" use the standard 2048 features, with pytorch-fid's weights.
+    The same network can be read at an earlier layer: FID-768 (an official option of pytorch-fid)
+    has another scale and compares with FID-768 only.
+  - The number of images. FID falls as it grows: compare 1,000 images with 1,000, never with 50,000.
+  - The real images: which data set, which split. `--floor` compares other real images with them,
+    which is the score of a perfect generator.
+  - How pixels become features: uint8 images, resized to 299x299 as pytorch-fid does it (bilinear,
+    not antialiased).
 
-    python metrics.py cats64 runs/dcgan-cats64-1                   # a run: its best and its last checkpoint
-    python metrics.py photos.zip generated/ --dims 768 --floor     # two folders, zips or .npz files
-    python metrics.py shapes runs/*/last.pt --bootstrap 50         # several: one table, with standard errors
+A side is the name of a data set, a folder, zip or .npz of images, a checkpoint (.pt), or a run
+directory, which stands for its best.pt and its last.pt (as REAL: for its last.pt).
+
+    python metrics.py cats64 runs/dcgan-cats64-1                 # the best and the last checkpoint
+    python metrics.py photos.zip generated/ --dims 768 --floor   # folders, zips or .npz files
+    python metrics.py shapes runs/*/last.pt --bootstrap 50       # one table, with standard errors
+    python metrics.py shapes runs/vae_mlp-shapes-1 --iwae 64     # a VAE: its bounds, too
     python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
 
-The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything; `features`, `fid`,
-`kid`, `ms_ssim` and `collapse` are the parts.
+The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything;
+`fid`, `kid`, `ms_ssim`, `collapse` and `prdc` are its parts, and inception.py has `features`.
 """
 
-import argparse
-import sys
-
-DIMS = (64, 192, 768, 2048)  # where the network can be read
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="metrics.py",
-        description="FID, KID, MS-SSIM, precision, recall and collapse of generated images against real ones; and, if "
-        "both sides are labelled, whether the class is obeyed.",
-        epilog="A side is a data set's name, a folder, zip or .npz of images, a checkpoint (.pt) or a run directory: "
-        "its best.pt and its last.pt (as REAL: the last).",
-        allow_abbrev=False,
-    )
-    parser.error = lambda message: parser.exit(2, f"metrics.py: error: {message} (see --help)\n")  # one line
-    add = parser.add_argument
-    add("real", metavar="REAL", help="the reference side; of a data set with a test split, that split")
-    add("fake", metavar="FAKE", nargs="+", help="the generated side; of several, a table")
-    add("--eval-images", type=int, default=1000, metavar="N", help="images on each side (default 1000)")
-    add("--dims", type=int, nargs="+", choices=DIMS, metavar="D", help="features: 64 192 768 2048 (default 768 2048)")
-    add("--weights", metavar="FILE", help="Inception weights (default: torch hub's folder, downloaded if need be)")
-    add("--size", type=int, metavar="N", help="side in pixels (default: the model's, or 64 if neither side is a model)")
-    add("--seed", type=int, default=0, help="for the choice of images, latents, subsets and pairs (default 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default auto)")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network (default fp32)")
-    add("--floor", action="store_true", help="also compare as many other real images with the real ones")
-    add(
-        "--bootstrap", type=int, default=0, metavar="B", help="standard errors of FID and KID from B resamples (try 50)"
-    )
-    add(
-        "--no-classes", action="store_true", help="of labelled sides: leave out whether the class is obeyed, for which "
-        "two classifiers are trained on thousands of images (minutes on a CPU)"
-    )  # fmt: skip
-    add("--json", action="store_true", help="print one JSON object")
-    args = parser.parse_args(argv)
-    if args.eval_images < 2:
-        parser.error("--eval-images must be at least 2")
-    if args.size is not None and args.size < 8:
-        parser.error("--size must be at least 8")
-    if args.bootstrap < 0 or args.bootstrap == 1:
-        parser.error("--bootstrap must be at least 2 (0: none)")
-    return args
-
-
-if __name__ == "__main__":  # before the slow imports, so that --help and typing errors answer at once
-    ARGS = parse_args()
-
-import contextlib
 import functools
-import hashlib
-import importlib
 import json
-import socket
-from collections import OrderedDict
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models import inception as tv
 from tqdm import tqdm
 
-try:
-    import datasets
-    from datasets import InputError, layout, pick_device, random_labels, short, shuffled
-except ImportError as problem:
-    sys.exit(print(f"metrics.py: error: needs our datasets.py beside it ({problem})", file=sys.stderr) or 2)
+import datasets
+import training
+from datasets import from_uint8, layout, pick, shuffled
+from inception import (
+    DIMS,
+    digest,
+    features,
+    features_words,
+    load_weights,
+    reachable,
+    real_features,
+    require,
+)
+from sources import InputError, new_parser, number, run_program, write_text
 
-# ---------------------------------------------------------------------------------------------- Inception's weights
-
-OFFICIAL = "pt_inception-2015-12-05-6726825d.pth"  # its sha256 begins with 6726825d
-URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{OFFICIAL}"
-
-
-class MissingWeights(InputError):
-    """The Inception weights are absent, broken, or stop before the layers that are needed."""
-
-
-class Weights(NamedTuple):
-    state: dict  # state dict, in the key names of torchvision's (and pytorch-fid's) Inception-v3
-    name: str  # the file and the beginning of its sha256, for protocol lines
-
-
-def official_path():
-    return Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL
-
-
-def by_hand():
-    return f"get {URL} and put it at {official_path()}, or name it with --weights"
-
-
-@functools.cache  # without a network, the first attempt of a run is the only one
-def download():
-    """Fetch the official file into torch hub's folder. Returns "" or, in one line, why it failed."""
-    old = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # a firewall that swallows packets must not hang a training run
-    try:
-        official_path().parent.mkdir(parents=True, exist_ok=True)
-        print(f"metrics.py: downloading {OFFICIAL} (91 MB)", file=sys.stderr)
-        torch.hub.download_url_to_file(URL, str(official_path()), "6726825d", progress=sys.stderr.isatty())
-        return ""
-    except Exception as error:  # URLError, HTTPError, timeout, full disk, wrong hash: to the user, all the same
-        return short(error)
-    finally:
-        socket.setdefaulttimeout(old)
-
-
-def load_weights(path=None):
-    """Weights from `path`, or the official ones from torch hub's folder, downloaded if they are not there.
-    Raises MissingWeights (one line) if there is no file, or if it is damaged or of another network."""
-    if path is None and not official_path().exists() and (why := download()):
-        raise MissingWeights(f"could not download the Inception weights ({why}): {by_hand()}")
-    path = Path(path or official_path())
-    if not path.is_file():
-        raise MissingWeights(f"no Inception weights '{path}': {by_hand()}")
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-        if path.name == OFFICIAL and digest != "6726825d":
-            raise ValueError("wrong sha256")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["Conv2d_1a_3x3.conv.weight"].shape != (32, 3, 3, 3):
-            raise ValueError("another network's first layer")
-    except Exception as error:  # torch.load has many ways to fail on a file that is not its own
-        raise MissingWeights(f"'{path}' is damaged or no FID Inception ({short(error)}): {by_hand()}") from None
-    return Weights(state, f"{path.name}, sha256 {digest}")
-
-
-# ---------------------------------------------------------------------------------------------- Inception's features
-#
-# FID's network is not torchvision's Inception: it is Google's of December 2015, ported to PyTorch by pytorch-fid. The
-# layers are the same but for the pools inside the blocks, in which TensorFlow does not count the padding, and for the
-# last block, which takes a maximum where the paper has an average.
-
-average = functools.partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
-maximum = functools.partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
-
-
-class InceptionA(tv.InceptionA):
-    def forward(self, x):
-        b5 = self.branch5x5_2(self.branch5x5_1(x))
-        b3 = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), b5, b3, self.branch_pool(average(x))], 1)
-
-
-class InceptionC(tv.InceptionC):
-    def forward(self, x):
-        b7 = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        b77 = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        b77 = self.branch7x7dbl_5(self.branch7x7dbl_4(b77))
-        return torch.cat([self.branch1x1(x), b7, b77, self.branch_pool(average(x))], 1)
-
-
-class InceptionE(tv.InceptionE):
-    pool = staticmethod(average)
-
-    def forward(self, x):
-        b3 = self.branch3x3_1(x)
-        b33 = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        b3 = [self.branch3x3_2a(b3), self.branch3x3_2b(b3)]
-        b33 = [self.branch3x3dbl_3a(b33), self.branch3x3dbl_3b(b33)]
-        return torch.cat([self.branch1x1(x), *b3, *b33, self.branch_pool(self.pool(x))], 1)
-
-
-STAGES = {  # width of the features -> the layers between the previous features and these; what comes out of them
-    64: ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"],  # (N, 64, 73, 73)
-    192: ["Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"],  # (N, 192, 35, 35)
-    768: [f"Mixed_{name}" for name in "5b 5c 5d 6a 6b 6c 6d 6e".split()],  # (N, 768, 17, 17)
-    2048: ["Mixed_7a", "Mixed_7b", "Mixed_7c"],  # (N, 2048, 8, 8)
-}
-
-
-def require(weights, dim):
-    """Raise MissingWeights unless `weights` has every layer that features of width `dim` need."""
-    present = {key.split(".")[0] for key in weights.state}
-    for width, layers in STAGES.items():
-        lacking = [name for name in layers if name not in present and not name.startswith("maxpool")]
-        if width <= dim and lacking:
-            raise MissingWeights(f"{weights.name} lacks {lacking[0]}, which {dim}-d features need: {by_hand()}")
-
-
-def inception(deepest, weights):
-    """The stages of the network up to the features of width `deepest`, ready for inference: {width: nn.Sequential}."""
-    require(weights, deepest)
-    with torch.device("meta"):  # neither memory nor random weights: everything is loaded below
-        blocks = [tv.BasicConv2d, InceptionA, tv.InceptionB, InceptionC, tv.InceptionD, InceptionE, None]
-        options = dict(weights=None, num_classes=1008, aux_logits=False, init_weights=False, inception_blocks=blocks)
-        network = torchvision.models.inception_v3(**options).eval()
-    network.Mixed_7c.pool = maximum
-    stages = {}
-    for dim, names in STAGES.items():
-        if dim > deepest:
-            break
-        stage = nn.Sequential(OrderedDict((name, getattr(network, name)) for name in names))
-        state = {key: value for key, value in weights.state.items() if key.split(".")[0] in names}
-        try:
-            stage.load_state_dict(state, assign=True)
-        except RuntimeError as error:  # a key or a shape that is not the FID Inception's
-            raise MissingWeights(f"{weights.name} is no FID Inception ({short(error)}): {by_hand()}") from None
-        for layer in stage.modules():
-            if isinstance(layer, tv.BasicConv2d):
-                # At inference BatchNorm is a fixed scale and shift of each channel: scale the filters instead.
-                layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
-        stages[dim] = stage.requires_grad_(False)
-    return stages
-
-
-def features(images, dims=(2048,), weights=None, device="cpu", precision="fp32", batch=32, words="features"):
-    """Inception features of images: uint8 (N, C, H, W), C = 1 or 3 -> {dim: float32 (N, dim) numpy array}.
-
-    Each is the mean over positions of what comes out of a stage. All `dims` are read in one pass.
-    weights: Weights, a path, or None for the official file. precision: "fp32", or "bf16" for the network alone.
-    Raises MissingWeights if the weights do not reach the largest of `dims`.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not dims:
-        raise InputError(f"features need uint8 images (N, 1 or 3, H, W), not {images.dtype} {tuple(images.shape)}")
-    weights = weights if isinstance(weights, Weights) else load_weights(weights)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    stages = inception(max(dims), weights)
-    for stage in stages.values():
-        stage.to(device, dtype, memory_format=layout(device))
-    found = {dim: np.empty((len(images), dim), np.float32) for dim in dims}
-    # GPUs round fp32 convolutions to TF32 (10 bits) unless told not to; then fp32 would mean another thing there.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False)
-    with torch.inference_mode(), exact, tqdm(total=len(images), desc=words, unit="img", disable=None) as bar:
-        for start in range(0, len(images), batch):
-            x = images[start : start + batch].to(device).expand(-1, 3, -1, -1).float() / 255
-            # pytorch-fid's resize: neighbours only, in both directions, so a large image shrinks without antialiasing
-            x = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
-            x = x.to(dtype=dtype, memory_format=layout(device))
-            for dim, stage in stages.items():
-                x = stage(x)
-                if dim in found:
-                    found[dim][start : start + batch] = x.float().mean((2, 3)).cpu().numpy()
-            bar.update(min(batch, len(images) - start))
-    return found
-
-
-# -------------------------------------------------------------------------------------------------------------- FID
+# ------------------------------------------------------------------------------------------- FID
 
 
 def checked(real, fake):
-    """Two feature arrays (N, d) and (M, d) as numpy arrays, or InputError if no distance can be made of them."""
-    real, fake = np.asarray(real), np.asarray(fake)
+    """Two sets of features as numpy arrays (N, d) and (M, d), or InputError if they do not fit."""
+    real = np.asarray(real)
+    fake = np.asarray(fake)
     if real.ndim != 2 or fake.ndim != 2 or real.shape[1] != fake.shape[1]:
-        raise InputError(f"features must be (N, d) and (M, d) with the same d, not {real.shape} and {fake.shape}")
+        raise InputError(f"features must be (N, d) and (M, d), not {real.shape} and {fake.shape}")
     if min(len(real), len(fake)) < 2:
-        raise InputError(f"{len(real)} and {len(fake)} images: FID and KID need at least 2 on each side")
+        raise InputError(f"{len(real)} and {len(fake)} images: each side needs at least 2")
     if not (np.isfinite(real).all() and np.isfinite(fake).all()):
         raise InputError("features are not finite (NaN or infinity): are the weights damaged?")
     return real, fake
 
 
 def fid(real, fake):
-    """Frechet distance between the Gaussians with the means and covariances (divisor N-1) of two sets of features.
+    """Frechet distance between two sets of features, taken as Gaussians.
 
-        |mean1 - mean2|^2 + trace(S1) + trace(S2) - 2 trace((S1 S2)^(1/2))        (Dowson and Landau 1982)
+        |mean1 - mean2|^2 + trace(S1) + trace(S2) - 2 trace((S1 S2)^(1/2))
 
+    with the covariances S1 and S2, divisor N-1 (Dowson and Landau 1982).
     real, fake: (N, d) and (M, d), N, M >= 2. Returns a float >= 0, computed in float64.
     """
     real, fake = checked(real, fake)
-    mean1, mean2 = real.mean(0, dtype=np.float64), fake.mean(0, dtype=np.float64)
+    mean1 = real.mean(0, dtype=np.float64)
+    mean2 = fake.mean(0, dtype=np.float64)
     if min(len(real), len(fake)) < real.shape[1]:
-        # Fewer images than features: the covariances are singular, and need not be formed. With the centred
-        # features divided by sqrt(N-1) as rows of A and B, S1 = A'A and S2 = B'B. The eigenvalues of
-        # S1 S2 = A' (A B'B) are, but for zeros, those of (A B'B) A' = (A B')(A B')'. Their roots are the singular
-        # values of A B', an N x M matrix, and the trace is their sum: the nuclear norm. No root of a rounding error
-        # is taken, so this is exact where a matrix square root of the singular S1 S2 is wrong in the fourth digit.
-        a, b = (real - mean1) / np.sqrt(len(real) - 1), (fake - mean2) / np.sqrt(len(fake) - 1)
+        # With fewer images than features, a covariance is singular and need not be formed. Let the
+        # centred features divided by sqrt(N-1) be the rows of A and B, so S1 = A'A and S2 = B'B.
+        # Zeros aside, S1 S2 = A' (A B'B) and (A B'B) A' = (A B')(A B')' have the same eigenvalues.
+        # Their roots are the singular values of A B', an N x M matrix, and the trace is the sum of
+        # these: the nuclear norm. This takes no root of a rounding error. A matrix square root of
+        # the singular S1 S2 does, and is wrong in the fourth digit.
+        a = (real - mean1) / np.sqrt(len(real) - 1)
+        b = (fake - mean2) / np.sqrt(len(fake) - 1)
         traces = np.square(a).sum() + np.square(b).sum()
         root = scipy.linalg.svdvals(a @ b.T, check_finite=False).sum()
     else:
-        s1, s2 = covariance(real, mean1), covariance(fake, mean2)
+        s1 = covariance(real, mean1)
+        s2 = covariance(fake, mean2)
         traces = np.trace(s1) + np.trace(s2)
         root = root_trace(s1, s2)
-    return float(max(np.square(mean1 - mean2).sum() + traces - 2 * root, 0.0))  # below 0 by rounding alone
+    distance = np.square(mean1 - mean2).sum() + traces - 2 * root
+    return float(max(distance, 0.0))  # only rounding takes it below 0
 
 
 def covariance(x, mean):
-    """(N, d) -> float64 (d, d), divisor N-1. Centred before it is squared, a piece at a time: memory is flat in N."""
+    """(N, d) -> float64 (d, d), divisor N-1. Works in chunks, so memory does not grow with N."""
     total = np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(x), 4096):
         centred = x[start : start + 4096] - mean
@@ -321,10 +127,11 @@ def covariance(x, mean):
 def root_trace(s1, s2):
     """trace((S1 S2)^(1/2)) of two covariances, float64 (d, d).
 
-    S1 S2 is not symmetric, so eigvalsh of it would be wrong and a general square root is slow. With S1 = L L'
-    (Cholesky), S1 S2 = L (L' S2) has the eigenvalues of (L' S2) L, which is symmetric and not negative: the trace is
-    the sum of their roots. LAPACK does all of this in one call: "type 2" of the generalised symmetric problem is
-    S2 S1 v = w v. Cholesky fails if S1 is singular (a dead feature); then its root comes from its own eigenvectors.
+    S1 S2 is not symmetric: eigvalsh of it would be wrong, and a general matrix square root is slow.
+    With S1 = L L' (Cholesky), S1 S2 = L (L' S2) has the eigenvalues of (L' S2) L, a symmetric
+    positive semidefinite matrix, and the trace is the sum of their roots. LAPACK does this in one
+    call: "type 2" of the generalized symmetric problem is S2 S1 v = w v. If S1 is singular (a dead
+    feature), Cholesky fails, and the eigenvectors of S1 give a root of it.
     """
     try:
         values = scipy.linalg.eigvalsh(s2, s1, type=2, driver="gv", check_finite=False)
@@ -332,61 +139,71 @@ def root_trace(s1, s2):
         values, vectors = scipy.linalg.eigh(s1, check_finite=False)
         root = vectors * np.sqrt(values.clip(0))  # root root' = S1
         values = scipy.linalg.eigvalsh(root.T @ s2 @ root, check_finite=False)
-    return np.sqrt(values.clip(0)).sum()  # a rounding error below zero has no root
+    return np.sqrt(values.clip(0)).sum()  # rounding may leave a value just below 0
 
 
-# -------------------------------------------------------------------------------------------------------------- KID
+# ------------------------------------------------------------------------------------------- KID
 
 
 def kid(real, fake, subsets=100, subset_size=1000, seed=0):
-    """Kernel distance: the squared maximum mean discrepancy with the kernel k(x, y) = (x.y / d + 1)^3, unbiased.
+    """The squared maximum mean discrepancy, unbiased, with the kernel k(x, y) = (x.y/d + 1)^3:
 
         mean of k(x, x') over x != x'  +  mean of k(y, y') over y != y'  -  2 mean of k(x, y)
 
-    It is taken on `subsets` pairs of random subsets of `subset_size` images (all, if there are fewer) without
-    replacement. Returns (mean, standard deviation) over them, not multiplied by 1,000 and not clamped at zero. If a
-    subset is all of both sides then they are all the same one: it is computed once, and the deviation is 0.
+    It is computed on `subsets` pairs of random subsets of `subset_size` images (or of as many as
+    the smaller side has), drawn without replacement. If a subset holds all images of both sides,
+    there is only one: it is computed once, and the deviation is 0.
     real, fake: (N, d) and (M, d), N, M >= 2.
+    Returns the mean and the standard deviation over the subsets. They are not multiplied by 1,000,
+    and the mean is not clamped at zero.
     """
     real, fake = checked(real, fake)
     rows, columns = draw_subsets(len(real), len(fake), subsets, subset_size, seed)
-    # Up to some thousand images it is cheaper to form the whole kernel once and to read every subset off it.
-    estimate = kid_gram if max(len(real), len(fake)) <= 5000 else kid_loop
+    # Up to a few thousand images it is cheaper to form the whole kernel once for all subsets.
+    few = max(len(real), len(fake)) <= 5000
+    estimate = kid_from_whole_kernel if few else kid_of_each_subset
     values = estimate(real, fake, rows, columns)
     return float(values.mean()), float(values.std())
 
 
 def draw_subsets(n, m, subsets, subset_size, seed):
-    """Row numbers of each subset: two int64 arrays (subsets, size), size = min(n, m, subset_size)."""
+    """The row numbers of each subset: two int64 arrays (subsets, min(n, m, subset_size))."""
     size = min(n, m, subset_size)
     if n == m == size:
         return np.arange(n)[None], np.arange(n)[None]
     rng = np.random.default_rng(seed)
     pairs = [(rng.permutation(n)[:size], rng.permutation(m)[:size]) for _ in range(subsets)]
-    return tuple(np.stack(side) for side in zip(*pairs, strict=True))
+    rows, columns = zip(*pairs, strict=True)
+    return np.stack(rows), np.stack(columns)
 
 
 def kernel(x, y):
+    """float64 (N, d) and (M, d) -> (N, M): k(x, y) = (x.y/d + 1)^3."""
     k = x @ y.T
     k /= x.shape[1]
     k += 1
     return k * k * k
 
 
-def kid_loop(real, fake, rows, columns):
-    """The estimate on each subset, by forming its three kernels. Returns float64 (subsets,)."""
-    values, m = [], rows.shape[1]
+def kid_of_each_subset(real, fake, rows, columns):
+    """The estimates from the three kernels of each subset: float64 (subsets,)."""
+    m = rows.shape[1]
+    values = []
     for i, j in zip(rows, columns, strict=True):
-        x, y = real[i].astype(np.float64), fake[j].astype(np.float64)
-        xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+        x = real[i].astype(np.float64)
+        y = fake[j].astype(np.float64)
+        xx = kernel(x, x)
+        yy = kernel(y, y)
         within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
-        values.append(within / (m * (m - 1)) - 2 * xy.mean())
+        values.append(within / (m * (m - 1)) - 2 * kernel(x, y).mean())
     return np.array(values)
 
 
-def kid_gram(real, fake, rows, columns):
-    """The same from the kernels of all images: with a subset's indicator vectors a and b, its sum over k is a' k b."""
-    a, b, m = np.zeros((len(rows), len(real))), np.zeros((len(rows), len(fake))), rows.shape[1]
+def kid_from_whole_kernel(real, fake, rows, columns):
+    """The same from the kernels k of all images: a subset with 0-1 vector a has the sum a'k a."""
+    m = rows.shape[1]
+    a = np.zeros((len(rows), len(real)))
+    b = np.zeros((len(rows), len(fake)))
     np.put_along_axis(a, rows, 1, 1)
     np.put_along_axis(b, columns, 1, 1)
     within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
@@ -394,12 +211,13 @@ def kid_gram(real, fake, rows, columns):
 
 
 def weighted_kernel(x, y, a, b):
-    """The sums of a_i k(x_i, y_j) b_j over i and j, for each row of a and b: float64 (len(a),).
+    """The sum of a_i k(x_i, y_j) b_j over i and j, for each row of a and b: float64 (len(a),).
 
-    x, y: (N, d) and (M, d); a, b: (number of sums, N or M). If x is y, pairs i = j are left out. The kernel is formed
-    a piece at a time: memory is flat in N.
+    x, y: (N, d) and (M, d); a, b: weights (sums, N) and (sums, M). If x is y, the pairs i = j are
+    left out. The kernel is formed block by block, so memory does not grow with N M.
     """
-    total, step = np.zeros(len(a)), 2048
+    total = np.zeros(len(a))
+    step = 2048
     for i in range(0, len(x), step):
         left = x[i : i + step].astype(np.float64)
         for j in range(0, len(y), step):
@@ -410,791 +228,1049 @@ def weighted_kernel(x, y, a, b):
     return total
 
 
-# ------------------------------------------------------------------------------------------------- standard errors
+# ------------------------------------------------------------------------------- standard errors
 
 
 def bootstrap(real, fake, resamples=50, seed=0):
-    """Standard errors of fid() and kid() for these features: how far they would move with other images.
+    """Standard errors of fid() and kid(): how far they would move with other images of this kind.
 
-    Both sides are drawn again from themselves, N of N and M of M with replacement, `resamples` times; the standard
-    deviation over these is the bootstrap's standard error (Efron 1979, doi.org/10.1214/aos/1176344552). Their mean is
-    of no use: a resample holds images twice, which raises FID. KID is here that of all images, without the pairs of an
-    image with its own copy; a choice of subsets adds to its error, see evaluate().
-    real, fake: (N, d) and (M, d), N, M >= 10. resamples: at least 2. Returns (error of FID, error of KID).
+    Draws N of the N images of each side with replacement, `resamples` times. The standard deviation
+    over the resamples is the bootstrap's standard error (Efron 1979,
+    doi.org/10.1214/aos/1176344552). Their mean is of no use: a resample holds some images twice,
+    which raises FID. KID is that of all images here, without the pairs of an image with its own
+    copy. A choice of subsets adds to its error: see distance_values().
+    real, fake: (N, d) and (M, d), N, M >= 10; at least 2 resamples.
+    Returns (standard error of FID, standard error of KID).
     """
     real, fake = checked(real, fake)
     if min(len(real), len(fake)) < 10 or resamples < 2:
-        sides = f"{len(real)} and {len(fake)} images, {resamples} resamples"
-        raise InputError(f"{sides}: standard errors need at least 10 images on each side and 2 resamples")
-    rng, fids, often = np.random.default_rng(seed), [], []
-    for _ in tqdm(range(resamples), desc="bootstrap", disable=None, leave=False):
-        i, j = rng.integers(len(real), size=len(real)), rng.integers(len(fake), size=len(fake))
+        raise InputError("standard errors need at least 10 images on each side and 2 resamples")
+    rng = np.random.default_rng(seed)
+    fids = []
+    a = np.empty((resamples, len(real)))  # how often a resample holds each image
+    b = np.empty((resamples, len(fake)))
+    for row in tqdm(range(resamples), desc="bootstrap", disable=None, leave=False):
+        i = rng.integers(len(real), size=len(real))
+        j = rng.integers(len(fake), size=len(fake))
         fids.append(fid(real[i], fake[j]))
-        often.append((np.bincount(i, minlength=len(real)), np.bincount(j, minlength=len(fake))))
-    a, b = (np.stack(side).astype(np.float64) for side in zip(*often, strict=True))  # an image drawn twice weighs twice
-    within = [weighted_kernel(x, x, w, w) / (w.sum(1) ** 2 - (w * w).sum(1)) for x, w in ((real, a), (fake, b))]
-    kids = sum(within) - 2 * weighted_kernel(real, fake, a, b) / (a.sum(1) * b.sum(1))
+        a[row] = np.bincount(i, minlength=len(real))
+        b[row] = np.bincount(j, minlength=len(fake))
+    kids = mean_within(real, a) + mean_within(fake, b)
+    kids = kids - 2 * weighted_kernel(real, fake, a, b) / (a.sum(1) * b.sum(1))
     return float(np.std(fids, ddof=1)), float(kids.std(ddof=1))
 
 
-# --------------------------------------------------------------------------------------------------------- collapse
+def mean_within(x, counts):
+    """The mean kernel over pairs of different images, for each resample: float64 (resamples,)."""
+    pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)
+    return weighted_kernel(x, x, counts, counts) / pairs
+
+
+# -------------------------------------------------------------------------------------- collapse
 
 
 def collapse(x, threshold=0.9):
-    """Count ordered pairs (i, j), i != j, with cosine similarity above `threshold`: returns (count, N (N-1)).
+    """Count the ordered pairs (i, j), i != j, with cosine similarity above `threshold`.
 
-    x: (N, ...). uint8 is taken as pixels and scaled to [-1, 1]; other types are taken as they are. Nothing is centred,
-    as in the reports: backgrounds alone make real images similar, so the count means something only beside theirs.
+    x: (N, ...). uint8 is taken as pixels and scaled to [-1, 1]; other types are taken as they are.
+    As in the reports, nothing is centred. Backgrounds alone make real images similar, so the count
+    means something only next to theirs. Returns (count, N (N-1)).
     """
     x = torch.as_tensor(x).flatten(1)
     if x.is_floating_point() and not x.isfinite().all():
         raise InputError("similarities of values that are not finite (NaN or infinity)")
-
-    def unit(rows, dtype=torch.float32):
-        rows = rows.to(dtype) / 127.5 - 1 if rows.dtype == torch.uint8 else rows.to(dtype)
-        return F.normalize(rows, dim=1)  # a row of zeros stays zero: similar to nothing
-
-    count, pieces = 0, x.split(1024)  # two pieces at a time: memory is flat in N
-    for i, piece in enumerate(tqdm(pieces, desc="collapse", disable=None, leave=False)):
-        left = unit(piece)
-        for j in range(i, len(pieces)):
-            cosines = left @ unit(pieces[j]).T  # float32 is right to 1e-6 or so ...
-            close = cosines > threshold
-            for pairs in ((cosines - threshold).abs_() < 1e-4).nonzero().split(1024):  # ... which float64 decides
-                a, b = pairs.T
-                exact = unit(piece[a], torch.float64) * unit(pieces[j][b], torch.float64)
-                close[a, b] = exact.sum(1) > threshold
-            # above the diagonal of pieces each pair stands once, on it twice and with itself
-            count += int(close.sum() - close.diagonal().sum()) if i == j else 2 * int(close.sum())
+    count = 0
+    chunks = x.split(1024)  # two at a time: memory does not grow with N^2
+    for i, left in enumerate(tqdm(chunks, desc="collapse", disable=None, leave=False)):
+        for j in range(i, len(chunks)):
+            similar = similar_pairs(left, chunks[j], threshold)
+            if i == j:  # holds each pair in both orders, and each row with itself
+                count += int(similar.sum() - similar.diagonal().sum())
+            else:
+                count += 2 * int(similar.sum())
     return count, len(x) * (len(x) - 1)
 
 
-# -------------------------------------------------------------------------- precision, recall, density and coverage
+def similar_pairs(x, y, threshold):
+    """Which rows of x and y have a cosine similarity above the threshold: bool (N, M)."""
+    cosines = unit(x, torch.float32) @ unit(y, torch.float32).T  # right to about 1e-6
+    similar = cosines > threshold
+    unsure = ((cosines - threshold).abs_() < 1e-4).nonzero()
+    for pairs in unsure.split(1024):  # float64 decides
+        i, j = pairs.T
+        exact = unit(x[i], torch.float64) * unit(y[j], torch.float64)
+        similar[i, j] = exact.sum(1) > threshold
+    return similar
+
+
+def unit(x, dtype):
+    """Rows scaled to length 1. A row of zeros stays zero, so it is similar to nothing."""
+    pixels = x.dtype == torch.uint8
+    x = x.to(dtype)
+    if pixels:
+        x = x / 127.5 - 1
+    return F.normalize(x, dim=1)
+
+
+# ------------------------------------------------------- precision, recall, density and coverage
 
 
 NEIGHBOURS = 5  # k, as in Naeem et al.
 
 
-def squared_distances(x, y):
-    """|x_i - y_j|^2 of the rows of float64 (N, d) and (M, d): (N, M). What rounding leaves of a 0 is 0."""
-    sums = x.square().sum(1)[:, None] + y.square().sum(1)
-    distances = sums - 2 * x @ y.T
-    return distances.masked_fill_(distances < 1e-12 * sums, 0)
-
-
 def prdc(real, fake, k=NEIGHBOURS):
-    """Four shares by nearest neighbours, of features (N, d) and (M, d), as a dict. 1 is good for all.
+    """Four shares by nearest neighbours, of features (N, d) and (M, d), as a dict. High is good.
 
-    Each row has a ball around it, which reaches to its k-th nearest neighbour on its own side.
-      precision  share of generated rows that lie in the ball of some real row: good pictures
-      recall     share of real rows that lie in the ball of some generated row: no kind is missing
+    Each row has a ball around it that reaches to its k-th nearest neighbour on its own side.
+      precision  share of generated rows inside the ball of some real row: are the images good?
+      recall     share of real rows inside the ball of some generated row: is no kind missing?
                  (Kynkaanniemi et al. 2019, 1904.06991)
-      density    number of real balls around a generated row, over k, on average. May be above 1
-      coverage   share of real balls that hold a generated row. Outliers, whose balls are large, count less in these two
-                 (Naeem et al. 2020, 2002.09797)
-    In float64, 1,000 rows against 4,096 at a time: memory grows with N and M, not with their product.
+      density    mean number of real balls around a generated row, divided by k; may exceed 1
+      coverage   share of real balls that hold a generated row. Outliers have large balls; they
+                 count less in density and coverage (Naeem et al. 2020, 2002.09797)
+    Computed in float64, 1,000 rows against 4,096 at a time: memory does not grow with N M.
     """
-    real, fake = (torch.as_tensor(x) for x in checked(real, fake))
+    real, fake = checked(real, fake)
     if min(len(real), len(fake)) <= k:
-        raise InputError(f"{len(real)} and {len(fake)} images: neighbours need more than {k} on each side")
-
-    def distances(part, others):
-        """Squared distances of the rows of `part` to each piece of `others`, and where the piece stands."""
-        for start in range(0, len(others), 4096):
-            here = slice(start, start + 4096)
-            yield here, squared_distances(part.double(), others[here].double())
-
-    def reach(x):  # squared; the nearest of all is the row itself
-        found = []
-        for part in tqdm(x.split(1000), desc="neighbours", disable=None, leave=False):
-            nearest = torch.full((len(part), k + 1), torch.inf, dtype=torch.float64)
-            for _, found_here in distances(part, x):
-                nearest = torch.cat([nearest, found_here], 1).topk(k + 1, dim=1, largest=False).values
-            found.append(nearest.amax(1))
-        return torch.cat(found)
-
-    of_real, of_fake = reach(real), reach(fake)
-    precise, balls = 0, 0
-    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    parts = list(zip(fake.split(1000), of_fake.split(1000), strict=True))
-    for part, of_part in tqdm(parts, desc="neighbours", disable=None, leave=False):
-        in_any = torch.zeros(len(part), dtype=torch.bool)
-        for here, found in distances(part, real):
-            in_real = found <= of_real[here]
-            in_any |= in_real.any(1)
-            balls += int((found < of_real[here]).sum())  # the authors' code leaves out the surface here
-            covered[here] |= in_real.any(0)
-            recalled[here] |= (found <= of_part[:, None]).any(0)
+        raise InputError(f"nearest neighbours need more than {k} images on each side")
+    real = torch.as_tensor(real)
+    fake = torch.as_tensor(fake)
+    real_radii = squared_radii(real, k)
+    fake_radii = squared_radii(fake, k)
+    precise = 0
+    balls = 0
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    covered = torch.zeros(len(real), dtype=torch.bool)
+    chunks = list(zip(fake.split(1000), fake_radii.split(1000), strict=True))
+    for chunk, radii in tqdm(chunks, desc="neighbours", disable=None, leave=False):
+        in_any = torch.zeros(len(chunk), dtype=torch.bool)
+        for block, distances in distance_blocks(chunk, real):
+            in_ball = distances <= real_radii[block]
+            in_any |= in_ball.any(1)
+            covered[block] |= in_ball.any(0)
+            recalled[block] |= (distances <= radii[:, None]).any(0)
+            balls += int((distances < real_radii[block]).sum())  # "<", as in the authors' code
         precise += int(in_any.sum())
-    shares = {"precision": precise / len(fake), "recall": recalled.double().mean().item()}
-    return shares | {"density": balls / (k * len(fake)), "coverage": covered.double().mean().item()}
+    return {
+        "precision": precise / len(fake),
+        "recall": recalled.double().mean().item(),
+        "density": balls / (k * len(fake)),
+        "coverage": covered.double().mean().item(),
+    }
 
 
-# ------------------------------------------------------------------------------------------------- SSIM and MS-SSIM
+def squared_radii(x, k):
+    """The squared distance of each row of x to its k-th nearest neighbour: float64 (N,)."""
+    radii = []
+    for chunk in tqdm(x.split(1000), desc="neighbours", disable=None, leave=False):
+        # k + 1, because the nearest row of all is the row itself
+        nearest = torch.full((len(chunk), k + 1), torch.inf, dtype=torch.float64)
+        for _, distances in distance_blocks(chunk, x):
+            candidates = torch.cat([nearest, distances], 1)
+            nearest = candidates.topk(k + 1, dim=1, largest=False).values
+        radii.append(nearest.amax(1))
+    return torch.cat(radii)
+
+
+def distance_blocks(x, y):
+    """Squared distances of all rows of x to 4,096 rows of y at a time: (slice of y, (N, m))."""
+    x = x.double()
+    for start in range(0, len(y), 4096):
+        block = slice(start, start + 4096)
+        y_block = y[block].double()
+        sums = x.square().sum(1)[:, None] + y_block.square().sum(1)
+        distances = sums - 2 * x @ y_block.T
+        distances.masked_fill_(distances < 1e-12 * sums, 0)  # what rounding leaves of a 0 is 0
+        yield block, distances
+
+
+# ------------------------------------------------------------------------------ SSIM and MS-SSIM
 #
-# SSIM: Wang, Bovik, Sheikh, Simoncelli 2004, "Image quality assessment: from error visibility to structural
-# similarity", doi.org/10.1109/TIP.2003.819861. MS-SSIM: Wang, Simoncelli, Bovik 2003, "Multiscale structural similarity
-# for image quality assessment", doi.org/10.1109/ACSSC.2003.1292216. Both are defined for grey pictures; of colour
-# pictures each channel is one, and the mean over channels is taken last.
+# SSIM: Wang, Bovik, Sheikh, Simoncelli 2004, "Image quality assessment: from error visibility to
+# structural similarity", doi.org/10.1109/TIP.2003.819861.
+# MS-SSIM: Wang, Simoncelli, Bovik 2003, "Multiscale structural similarity for image quality
+# assessment", doi.org/10.1109/ACSSC.2003.1292216.
+# Both are defined for grey images. Each channel of a colour image counts as one, and the mean over
+# channels is taken last.
 
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # keep the two quotients defined in black and in flat places
-SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # MS-SSIM's exponent of each level, the finest first; sum 1.0001
+C1 = (0.01 * 255) ** 2  # C1 and C2 keep the quotients defined in black and in flat places
+C2 = (0.03 * 255) ** 2
+EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of each level, from the finest; sum 1.0001
 
 
 def windows(height, width):
-    """The side of the Gaussian window at each level of MS-SSIM, in pixels: five levels, from the finest.
+    """The width of the Gaussian window at each level of MS-SSIM, in pixels, from the finest level.
 
-    The standard is 11 at every level, and needs 176 pixels. In smaller images the window shrinks with the level, to
-    the largest odd number that fits: 11, 11, 11, 7, 3 for 64 pixels. Levels of less than 3 pixels are left out, for
-    one pixel has no variance: 32 pixels have four levels, 16 three, 8 two.
+    The standard is five levels with 11 pixels at each, and needs images of 176 pixels. In smaller
+    images the window shrinks with the level, to the largest odd number that fits: 11, 11, 11, 7, 3
+    for 64 pixels. Levels of less than 3 pixels are left out, because one pixel has no variance:
+    images of 32 pixels have four levels, of 16 three, of 8 two.
     """
-    sides = [min(height, width) >> level for level in range(len(SCALES))]  # pooling halves, and drops an odd last row
-    return [min(11, side - 1 + side % 2) for level, side in enumerate(sides) if side >= 3 or level == 0]
+    result = []
+    for level in range(len(EXPONENTS)):
+        size = min(height, width) >> level  # pooling halves, and drops an odd last row
+        if size >= 3 or level == 0:
+            largest_odd = size - 1 + size % 2
+            result.append(min(11, largest_odd))
+    return result
 
 
 def blur(x, window):
-    """Gaussian-weighted means over every window that lies inside: float64 (..., H, W) -> (..., H-window+1, W-window+1).
+    """Gaussian means over all windows inside the image: float64 (..., H, W) -> (..., H-w+1, W-w+1).
 
-    The standard deviation is 1.5 pixels for a window of 11 and shrinks in proportion.
+    The standard deviation is 1.5 pixels for a window of 11, and shrinks in proportion.
     """
-
     return window_weights(x.shape[-2], window) @ x @ window_weights(x.shape[-1], window).T
 
 
 @functools.cache
 def window_weights(n, window):
-    """(n - window + 1, n): each row holds the weights of one window. On CPUs faster than a convolution."""
-    away = torch.arange(n).double() - torch.arange(n - window + 1)[:, None] - window // 2
-    gauss = torch.exp(-0.5 * (away / (1.5 * window / 11)) ** 2) * (away.abs() <= window // 2)
-    return gauss / gauss.sum(1, keepdim=True)
+    """(n - window + 1, n): the weights of one window per row. Beats a convolution on CPUs."""
+    offsets = torch.arange(n).double() - torch.arange(n - window + 1)[:, None] - window // 2
+    inside = offsets.abs() <= window // 2
+    weights = torch.exp(-0.5 * (offsets / (1.5 * window / 11)) ** 2) * inside
+    return weights / weights.sum(1, keepdim=True)
 
 
-def levels(images, sides):
-    """What each image alone gives to SSIM, for each window of `sides`: [(pixels, local means, local variances), ...].
+class Level(NamedTuple):
+    """What SSIM needs of N images at one level, each float64 (N, C, ...)."""
 
-    images: uint8 (N, C, H, W). From one level to the next the pixels are averaged in blocks of 2x2.
-    """
-    x, found = images.double(), []
-    for window in sides:
-        x = F.avg_pool2d(x, 2) if found else x
+    pixels: torch.Tensor
+    mean: torch.Tensor  # in each window
+    variance: torch.Tensor  # in each window
+
+
+def levels(images, sizes):
+    """uint8 (N, C, H, W) -> a Level for each window size. From level to level, pixels halve."""
+    x = images.double()
+    result = []
+    for level, window in enumerate(sizes):
+        if level > 0:
+            x = F.avg_pool2d(x, 2)
         mean = blur(x, window)
-        found.append((x, mean, blur(x * x, window) - mean * mean))
-    return found
+        result.append(Level(x, mean, blur(x * x, window) - mean * mean))
+    return result
 
 
-def compare(one, other, window, luminance=True):
-    """Two entries of levels(), of N images each (or of 1 and N): float64 (N, C), the means over positions of
+def compare(x, y, window, luminance=True):
+    """Two Levels of N images each (or of 1 and N) -> float64 (N, C), the means over all windows of
 
-        SSIM = luminance * contrast-structure, where luminance = (2 mean_x mean_y + C1) / (mean_x^2 + mean_y^2 + C1)
-        and contrast-structure = (2 covariance + C2) / (variance_x + variance_y + C2), everything in one window;
+        SSIM = luminance * structure
 
-    or, without luminance, of contrast-structure alone.
+        luminance = (2 mean_x mean_y + C1) / (mean_x^2 + mean_y^2 + C1)
+        structure = (2 covariance + C2) / (variance_x + variance_y + C2)
+
+    or, without luminance, of the structure alone (in the papers: contrast and structure).
     """
-    (x, mean_x, variance_x), (y, mean_y, variance_y) = one, other
-    product = mean_x * mean_y
-    found = (2 * (blur(x * y, window) - product) + C2) / (variance_x + variance_y + C2)
+    product = x.mean * y.mean
+    covariances = blur(x.pixels * y.pixels, window) - product
+    result = (2 * covariances + C2) / (x.variance + y.variance + C2)
     if luminance:
-        found *= (2 * product + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
-    return found.mean((2, 3))
+        result *= (2 * product + C1) / (x.mean * x.mean + y.mean * y.mean + C1)
+    return result.mean((2, 3))
 
 
-def over_levels(a, b, sides):
-    """MS-SSIM of what levels() gives for N images each (or 1 and N): float64 (N,)."""
-    exponents = [exponent * sum(SCALES) / sum(SCALES[: len(sides)]) for exponent in SCALES[: len(sides)]]
+def over_levels(x, y, sizes):
+    """MS-SSIM from the levels() of N images each (or of 1 and N): float64 (N,)."""
+    exponents = EXPONENTS[: len(sizes)]
     product = 1.0
-    for i, window in enumerate(sides):
-        factor = compare(a[i], b[i], window, luminance=i == len(sides) - 1)  # at the coarsest level alone
-        product = product * factor.relu() ** exponents[i]  # opposite structures are below 0: they have no power
+    for i, window in enumerate(sizes):
+        coarsest = i == len(sizes) - 1  # the only level at which luminance counts
+        factor = compare(x[i], y[i], window, luminance=coarsest)
+        # Opposite structures have a negative factor, which has no power.
+        product = product * factor.relu() ** (exponents[i] * sum(EXPONENTS) / sum(exponents))
     return product.mean(1)
 
 
-def pieces(images):
-    """Parts of some 40 colour images of 64x64 (4 MB a map in float64): memory is flat in N."""
+def in_chunks(images):
+    """Chunks of some 40 colour images of 64x64 (4 MB in float64): memory does not grow with N."""
     return images.split(max(1, 2**19 // images.shape[1:].numel()))
 
 
-def comparable(a, b):
-    """The window sides for two sets of images, or InputError if they are not uint8 (N, C, H, W) of one size."""
-    if a.dtype != torch.uint8 or b.dtype != torch.uint8 or a.ndim != 4 or a.shape[1:] != b.shape[1:]:
+def window_sizes(a, b):
+    """windows() of two sets of images; InputError unless uint8 (N, C, H, W) of one size."""
+    same_type = a.dtype == b.dtype == torch.uint8
+    if not same_type or a.ndim != 4 or a.shape[1:] != b.shape[1:]:
         shapes = f"{a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)}"
-        raise InputError(f"SSIM needs two sets of uint8 images (N, C, H, W) of one size, not {shapes}")
+        raise InputError(f"SSIM needs uint8 images (N, C, H, W) twice, of one size, not {shapes}")
     return windows(*a.shape[2:])
-
-
-def in_pairs(a, b):
-    if len(a) != len(b):
-        raise InputError(f"pairs need as many images on each side, not {len(a)} and {len(b)}")
-    return zip(pieces(a), pieces(b), strict=True)
-
-
-def ssim(a, b):
-    """SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from -1 to 1 (the same image).
-
-    Gaussian windows of 11 pixels (less in images that are smaller) inside the image, K1 = 0.01, K2 = 0.03.
-    """
-    side = comparable(a, b)[0]
-    found = [compare(*levels(x, [side]), *levels(y, [side]), side).mean(1) for x, y in in_pairs(a, b)]
-    return torch.cat(found)
 
 
 def ms_ssim(a, b):
     """MS-SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from 0 to 1 (the same image).
 
-    The product over levels of contrast-structure (at the last level: of SSIM), each with its exponent from SCALES. A
-    negative factor counts as 0, as in the common implementations. Images of 176 pixels and more have the standard five
-    levels; in smaller ones the windows shrink, and where levels are left out the other exponents grow in proportion,
-    so values for different sizes of image do not compare. See windows().
+    The product over levels of the structure (at the coarsest level: of SSIM), each raised to its
+    exponent. A negative factor counts as 0, as in common implementations. Images of 176 pixels and
+    more have the standard five levels. In smaller ones the windows shrink, and where levels are
+    left out, the other exponents grow in proportion: values for two image sizes do not compare.
+    See windows().
     """
-    sides = comparable(a, b)
-    return torch.cat([over_levels(levels(x, sides), levels(y, sides), sides) for x, y in in_pairs(a, b)])
+    sizes = window_sizes(a, b)
+    if len(a) != len(b):
+        raise InputError(f"pairs need as many images on each side, not {len(a)} and {len(b)}")
+    chunks = zip(in_chunks(a), in_chunks(b), strict=True)
+    return torch.cat([over_levels(levels(x, sizes), levels(y, sizes), sizes) for x, y in chunks])
 
 
 def mean_ms_ssim(images, real):
-    """How like real images is each image? Its mean MS-SSIM with every real one.
+    """How similar is each image to real ones? Its mean MS-SSIM with every real image.
 
     images, real: uint8 (N, C, H, W), (M, C, H, W) -> float64 (N,).
     """
-    sides = comparable(images, real)
+    sizes = window_sizes(images, real)
     total = torch.zeros(len(images), dtype=torch.float64)
-    for part in pieces(real):
-        theirs = levels(part, sides)  # once for all images, which leaves one blur of five for each pair
+    for chunk in in_chunks(real):
+        real_levels = levels(chunk, sizes)  # once for all images: a pair costs one blur, not five
         for i in range(len(images)):
-            total[i] += over_levels(levels(images[i : i + 1], sides), theirs, sides).sum()
+            image_levels = levels(images[i : i + 1], sizes)
+            total[i] += over_levels(image_levels, real_levels, sizes).sum()
     return total / len(real)
 
 
 def pair_ms_ssim(x, y=None, pairs=1000, seed=0):
-    """Mean MS-SSIM over random pairs of one image of x and one of y, or of two different images of x.
+    """Mean MS-SSIM over random pairs of an image of x and one of y, or of two different ones of x.
 
-    Among generated images it shows diversity: more than among real ones is collapse. Odena et al. 2017,
-    arxiv.org/abs/1610.09585, section 4.2, take pairs within one class; here classes are not looked at.
-    x, y: uint8 (N, C, H, W), (M, C, H, W). Drawn with replacement. Returns the mean and its standard error.
+    Among generated images it measures diversity: a higher value than among real images is collapse.
+    Odena et al. 2017, arxiv.org/abs/1610.09585, section 4.2, take pairs within one class; here the
+    class plays no part. x, y: uint8 (N, C, H, W), (M, C, H, W); pairs are drawn with replacement.
+    Returns the mean and its standard error.
     """
     if y is None and len(x) < 2:
         raise InputError(f"{len(x)} images: pairs of different ones need at least 2")
     rng = np.random.default_rng(seed)
     i = rng.integers(len(x), size=pairs)
     if y is None:
-        y, j = x, (i + rng.integers(1, len(x), size=pairs)) % len(x)  # 1 to N-1 places further: never itself
+        y = x
+        j = (i + rng.integers(1, len(x), size=pairs)) % len(x)  # 1 to N-1 further: never i itself
     else:
         j = rng.integers(len(y), size=pairs)
-    found = ms_ssim(x[i], y[j])
-    return found.mean().item(), found.std().item() / pairs**0.5
+    similarities = ms_ssim(x[i], y[j])
+    return similarities.mean().item(), similarities.std().item() / pairs**0.5
 
 
-# ----------------------------------------------------------------------------------------------------- autoencoders
+# --------------------------------------------------------------------------------- autoencoders
 
 
 def active_units(mu, threshold=0.01):
-    """How many latents the encoder uses: those whose mean mu varies over the data, Var_x(mu) > threshold.
+    """How many latents the encoder uses: those whose mean varies over the data, Var_x(mu) > 0.01.
 
-    mu: (N, latent_dim), the means of q(z|x). Burda et al. 2016, arxiv.org/abs/1509.00519, section 5.2.
+    mu: (N, latent_dim), the means of q(z|x). Burda et al. 2016, arxiv.org/abs/1509.00519, sec. 5.2.
     """
     return int((torch.as_tensor(mu).double().var(0) > threshold).sum())
 
 
-def autoencoder(means, mu, likelihood, words):
-    """What is particular to a VAE, in the form of evaluate(): the bound, the latents in use, how alike latents are.
+def autoencoder(means, mu, likelihood, words, samples=0, importance_bound=None):
+    """What only a VAE has: its bound, the latents in use, and their similarity. See evaluate().
 
-    means: means over images of reconstruction, KL and bound in nats, and of the squared error of a value in [-1, 1].
-    mu: (N, latent_dim), the means of q(z|x). words: which images these are.
+    means: means over images of reconstruction, KL and bound in nats, and of the squared error of a
+    value in [-1, 1]. mu: (N, latent_dim), the means of q(z|x). words: which images these are.
+    importance_bound: the mean bound on -log p(x) from `samples` importance samples, or None.
     """
     n, latent_dim = mu.shape
-
-    def value(name, found, protocol, **more):
-        return {"name": name, "value": found, "real": None, **more, "protocol": f"{protocol}; {words}"}
-
-    one = "one latent drawn for each image"
+    reconstruction, kl, bound, squared_error = means
+    noise = f"one latent drawn for each image; {words}"
     prior = torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
-    (alike, pairs), (by_chance, _) = collapse(mu), collapse(prior)
-    unit = F.normalize(mu.double(), dim=1)
-    mean_cosine = ((unit.sum(0).square().sum() - n) / (n * (n - 1))).item()
-    return [
-        value("reconstruction (nats)", means[0], f"{likelihood} likelihood, summed over an image's values; {one}"),
-        value("KL (nats)", means[1], "KL(q(z|x) || N(0, I)), summed over latents"),
-        value("bound (nats)", means[2], f"minus the evidence lower bound of an image; {one}"),
-        value("squared error", means[3], f"mean over values in [-1, 1]; {one}"),
-        value("KL per latent (nats)", means[1] / latent_dim, "mean over latents"),
-        value("active latents", active_units(mu), "latents whose mean varies by more than 0.01 over the images",
-              pairs=latent_dim),
-        value("collapse (latents)", alike, "ordered pairs with cosine similarity above 0.9 of the means of q(z|x) "
-              f"(random N(0, I): {by_chance:,})", pairs=pairs),
-        value("mean cosine of latents", mean_cosine, "over all pairs of the means of q(z|x)"),
-    ]  # fmt: skip
-
-
-# --------------------------------------------------------------------------------------- do they obey their class?
-
-
-def classifier(images, labels, classes, device="cpu", steps=800, seed=0):
-    """A small convolutional network, trained on uint8 images (N, C, H, W) and int64 labels (N,).
-
-    Returns a function from uint8 images to int64 predicted labels. Larger images are shrunk to 32x32. Trained with
-    Adam for `steps` batches of 128, each shifted by up to 4 pixels and, in colour, mirrored or not (digits do not bear
-    it); the state of torch's random numbers on the CPU is left as it was.
-    """
-
-    def prepare(part):
-        return F.adaptive_avg_pool2d(part.to(device).float() / 127.5 - 1, min(32, part.shape[-1]))
-
-    def changed(batch):
-        side, (y, x), mirrored = batch.shape[-1], torch.randint(9, (2,)).tolist(), torch.rand(len(batch)) < 0.5
-        if batch.shape[1] == 3:
-            batch = torch.where(mirrored.to(device)[:, None, None, None], batch.flip(3), batch)
-        return F.pad(batch, (4, 4, 4, 4), "reflect")[:, :, y : y + side, x : x + side]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers, before = [], images.shape[1]
-        for after in (32, 64, 128):
-            layers += [nn.Conv2d(before, after, 3, 1, 1), nn.BatchNorm2d(after), nn.ReLU()]
-            layers += [nn.Conv2d(after, after, 4, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]  # side halves
-            before = after
-        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
-        network.to(device, memory_format=layout(device)).train()
-        optimiser = torch.optim.Adam(network.parameters(), 2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-        for _ in tqdm(range(steps), desc="classifier", unit="step", disable=None):
-            rows = torch.randint(len(images), (128,))
-            loss = F.cross_entropy(network(changed(prepare(images[rows]))), labels[rows].to(device))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    network.eval()
-
-    @torch.no_grad()
-    def predict(images):
-        return torch.cat([network(prepare(part)).argmax(1).cpu() for part in images.split(500)])
-
-    return predict
-
-
-# ------------------------------------------------------------------------------------------------------ all of them
-
-_kept = {}  # what was found for the newest sets of real images, by their content: see kept()
-
-
-def digest(array):
-    """sha256 of the bytes of a tensor or array."""
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
-
-
-def kept(what, images, find):
-    """find(), remembered under `what` and the content of the images: a run that is evaluated every few epochs has the
-    same real images every time."""
-    key = (digest(images), tuple(images.shape), what)
-    _kept[key] = _kept.pop(key) if key in _kept else find()  # the newest stands last
-    while len(_kept) > 32:
-        del _kept[next(iter(_kept))]
-    return _kept[key]
-
-
-def kept_features(images, dims, weights, device, precision, words):
-    """features() of real images, also remembered by later programs: in data/features/, 8 KB an image at 2048. The
-    folder may be deleted at any time."""
-    version = 1  # count up when features() changes
-    settings = f"{version} {sorted(dims)} {weights.name} {precision} {torch.device(device).type} {tuple(images.shape)}"
-
-    def find():
-        name = hashlib.sha256(f"{digest(images)} {settings}".encode()).hexdigest()[:24]
-        path = datasets.DATA / "features" / f"{name}.npz"
-        try:
-            with np.load(path) as file:
-                found = {dim: file[str(dim)] for dim in dims}
-            if all(found[dim].shape == (len(images), dim) for dim in dims):
-                return found
-        except Exception:  # not there, or damaged: both cost the same work again
-            pass
-        found = features(images, dims, weights, device, precision, words=words)
-
-        def write(temporary):
-            with open(temporary, "wb") as file:
-                np.savez(file, **{str(dim): values for dim, values in found.items()})
-
-        if all(np.isfinite(np.asarray(values)).all() for values in found.values()):
-            with contextlib.suppress(OSError):  # a full disk, a folder that cannot be written: then not
-                path.parent.mkdir(parents=True, exist_ok=True)
-                datasets.write_atomic(path, write)
-        return found
-
-    return kept(settings, images, find)
-
-
-def reachable(dims, weights):
-    """The weights that are named, read; which of dims they reach; and {dim: the reason} for the others."""
-    usable, reasons = [], {}
-    for dim in dims:
-        try:
-            weights = weights if isinstance(weights, Weights) else load_weights(weights)
-            require(weights, dim)
-            usable.append(dim)
-        except MissingWeights as error:
-            reasons[dim] = str(error)
-    return weights, usable, reasons
-
-
-def named(kind, dim):
-    """ "FID" at 768 features -> "FID-768". Without a number a name means the usual 2048."""
-    return kind if dim == 2048 else f"{kind}-{dim}"
-
-
-def features_words(dim, weights, precision="fp32"):
-    """The part of a protocol that says what the features are."""
-    how = f"{dim}-d FID Inception features ({weights.name}; {precision})"
-    return f"{how}, pixels resized to 299x299 bilinear, not antialiased"
-
-
-def averaged_down(images, words, like):
-    """Real images at the size of generated ones, which are smaller while a growing model is young, and the words."""
-    (h, w), (height, width) = images.shape[2:], like.shape[2:]
-    if (h, w) == (height, width):
-        return images, words
-    if h < height or h * width != w * height:
-        raise InputError(f"{words} have {w}x{h} pixels and generated ones {width}x{height}: only larger ones of the "
-                         "same shape can be averaged down")  # fmt: skip
-    small = [F.interpolate(part.float(), (height, width), mode="area").round().byte() for part in pieces(images)]
-    return torch.cat(small), f"{words} averaged down to {width}x{height}"
-
-
-def evaluate(
-    real, fake, floor=None, *, dims=(768, 2048), weights=None, device="cpu", precision="fp32", seed=0, resamples=0,
-    real_words="real images", fake_words="generated images",
-):  # fmt: skip
-    """Every metric of this file for two sets of images, uint8 (N, C, H, W) on the CPU.
-
-    Real images that are larger than the generated ones are averaged down to their size first.
-    floor: other real images, compared with `real` in the same way; give as many as there are in `fake`.
-    weights: path of the Inception weights, or None. seed: of KID's subsets and MS-SSIM's pairs.
-    resamples: how often to draw both sides again for standard errors of FID and KID (0: none). See bootstrap().
-    real_words, fake_words: what the images are, for the protocol lines: "1000 <words>".
-
-    Returns a list of dicts of plain values, one for each metric:
-        name      "FID-768", "KID-768", "collapse (features 768)", ...; 2048-d ones: "FID", "KID"; "precision-768",
-                  "recall-768", ...; "MS-SSIM (generated, real)", "MS-SSIM (among generated)", "collapse (pixels)"
-        value     None where the weights do not reach a dim; then "reason" says why, and there is nothing else
-        real      the same for real images: FID and KID of `floor` (None without it), collapse and MS-SSIM among `real`
-        protocol  how it was measured, in words
-        se (FID and KID, with resamples); std, real_std (KID, over subsets); pairs, real_pairs (collapse, out of how
-        many); error, real_error (MS-SSIM, standard errors of the means over pairs). KID is not times 1,000.
-    """
-    for side, words in (real, real_words), (fake, fake_words), (floor, "floor images"):
-        if side is not None and len(side) < 2:
-            raise InputError(f"{len(side)} {words}: at least 2 are needed on each side")
-    real, real_words = averaged_down(real, real_words, fake)
-    others = "other real images"
-    if floor is not None:
-        floor, others = averaged_down(floor, others, fake)
-    weights, usable, reasons = reachable(dims, weights)
-    if usable:
-        settings = (usable, weights, device, precision)
-        x, y = kept_features(real, *settings, "features, real"), features(fake, *settings, words="features, generated")
-        z = kept_features(floor, *settings, "features, floor") if floor is not None else None
-
-    sides = f"{len(fake)} {fake_words} against {len(real)} {real_words}"
-    beside = f"; beside it, {len(floor)} {others} against the same" if floor is not None else ""
-    size = min(len(real), len(fake), 1000)
-    subsets = f"100 subsets of {size}, seed {seed}" if max(len(real), len(fake)) > size else "one subset, all of them"
-    values = []
-
-    def add(name, value, real, protocol, **more):
-        values.append({"name": name, "value": value, "real": real, **more, "protocol": protocol})
-
-    def add_collapse(name, real, fake, protocol):
-        (value, pairs), (real, real_pairs) = collapse(fake), kept(f"collapse {name}", real, lambda: collapse(real))
-        protocol = f"ordered pairs with cosine similarity above 0.9, not centred, of {protocol}"
-        add(f"collapse ({name})", value, real, protocol, pairs=pairs, real_pairs=real_pairs)
-
-    for dim in dims:
-        if dim in reasons:
-            values += [{"name": named(name, dim), "value": None, "reason": reasons[dim]} for name in ("FID", "KID")]
-            continue
-        how = f"{features_words(dim, weights, precision)}; {sides}"
-        scale = f"; another scale than the usual 2048-d FID: compares with FID-{dim} only" if dim != 2048 else ""
-        floor_fid, errors, against = fid(x[dim], z[dim]) if z else None, [{}, {}], f"{how}{beside}"
-        mean, std = kid(x[dim], y[dim], seed=seed)
-        real_mean, real_std = kid(x[dim], z[dim], seed=seed) if z else (None, None)
-        if resamples:
-            against += f"; standard error (se) from {resamples} bootstrap resamples of both sides"
-            of_fid, of_kid = bootstrap(x[dim], y[dim], resamples, seed)
-            # given the images, the mean over 100 random subsets scatters around the KID of all by std / 10
-            errors = [{"se": of_fid}, {"se": float(np.hypot(of_kid, std / 10))}]
-        add(named("FID", dim), fid(x[dim], y[dim]), floor_fid, f"{against}; covariances N-1{scale}", **errors[0])
-        spread = {"std": std, "real_std": real_std, **errors[1]}
-        add(named("KID", dim), mean, real_mean, f"{against}; cubic kernel, {subsets}", **spread)
-        add_collapse(f"features {dim}", x[dim], y[dim], how)
-    if usable:
-        dim, among = max(usable), {}
-        if min(len(real), len(fake)) > NEIGHBOURS:
-            if z and len(floor) > NEIGHBOURS:
-                among = prdc(x[dim], z[dim])
-            how = f"by {NEIGHBOURS} nearest neighbours; {features_words(dim, weights, precision)}; {sides}{beside}"
-            for name, value in prdc(x[dim], y[dim]).items():
-                add(named(name, dim), value, among.get(name), how)
-        else:
-            reason = f"{NEIGHBOURS} nearest neighbours need more than {NEIGHBOURS} images on each side"
-            names = [named(name, dim) for name in ("precision", "recall", "density", "coverage")]
-            values += [{"name": name, "value": None, "reason": reason} for name in names]
-    channels = max(real.shape[1], fake.shape[1])  # beside colour, grey is three equal channels, as for the features
-    a, b = (images.expand(-1, channels, -1, -1) for images in (real, fake))
-    # A perfect generator's images would be as alike, to each other and to real ones, as two different real ones are.
-    among_real, real_error = kept(f"MS-SSIM {seed}", a, lambda: pair_ms_ssim(a, seed=seed))
-    sizes = " ".join(str(side) for side in windows(*a.shape[2:]))
-    for name, (value, error), pair in (
-        ("generated, real", pair_ms_ssim(a, b, seed=seed), "one generated and one real image"),
-        ("among generated", pair_ms_ssim(b, seed=seed), "two different generated images"),
-    ):
-        how = f"mean over 1000 random pairs of {pair} (seed {seed}) +- its standard error; beside it, of two different "
-        how += f"real images; Gaussian windows of {sizes} pixels from the finest level; {sides}"
-        add(f"MS-SSIM ({name})", value, among_real, how, error=error, real_error=real_error)
-    add_collapse("pixels", real, fake, f"pixels in [-1, 1]; {sides}")
+    similar, pairs = collapse(mu)
+    by_chance, _ = collapse(prior)
+    unit_mu = F.normalize(mu.double(), dim=1)
+    mean_cosine = ((unit_mu.sum(0).square().sum() - n) / (n * (n - 1))).item()
+    cosines = f"ordered pairs of means with cosine similarity above 0.9 (N(0, I): {by_chance:,})"
+    values = [
+        measured("reconstruction (nats)", reconstruction, f"-log p(x|z), {likelihood}; {noise}"),
+        measured("KL (nats)", kl, f"KL(q(z|x) || N(0, I)), summed over latents; {words}"),
+        measured("bound (nats)", bound, f"minus the evidence lower bound of an image; {noise}"),
+        measured("squared error", squared_error, f"mean over values in [-1, 1]; {noise}"),
+        measured("KL per latent (nats)", kl / latent_dim, f"mean over latents; {words}"),
+        measured("active latents", active_units(mu), f"Var(mu) > 0.01; {words}", pairs=latent_dim),
+        measured("collapse (latents)", similar, f"{cosines}; {words}", pairs=pairs),
+        measured("mean cosine of latents", mean_cosine, f"over all pairs of the means; {words}"),
+    ]
+    if importance_bound is not None:
+        how = f"-log p(x) from above, {samples} importance samples (Burda et al. 2016); {words}"
+        values.insert(3, measured(f"bound ({samples} samples)", importance_bound, how))
     return values
 
 
-def as_many_as(train, eval_images):
-    """How many generated images `conditional` is given: as many as there are real ones, up to 10 --eval-images."""
+# ------------------------------------------------------------------------ conditional models
+
+
+def train_classifier(images, labels, classes, device="cpu", steps=800, seed=0):
+    """Train a small convolutional network on uint8 images (N, C, H, W) and int64 labels (N,).
+
+    Adam, `steps` batches of 128. Each batch is shifted by up to 4 pixels, and colour images are
+    mirrored at random (digits must not be). Returns the network, in eval mode, for predict().
+    Torch's random state on the CPU is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = []
+        in_channels = images.shape[1]
+        for out_channels in (32, 64, 128):
+            for kernel_size, stride in ((3, 1), (4, 2)):  # the second halves height and width
+                layers.append(nn.Conv2d(in_channels, out_channels, kernel_size, stride, 1))
+                layers += [nn.BatchNorm2d(out_channels), nn.ReLU()]
+                in_channels = out_channels
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, classes)]
+        network = nn.Sequential(*layers).to(device, memory_format=layout(device)).train()
+        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps)
+        for _ in tqdm(range(steps), desc="classifier", unit="step", disable=None):
+            rows = torch.randint(len(images), (128,))
+            output = network(augmented(classifier_input(images[rows], device)))
+            loss = F.cross_entropy(output, labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def classifier_input(images, device):
+    """uint8 (N, C, H, W) -> float32 in [-1, 1], larger images shrunk to 32x32."""
+    return F.adaptive_avg_pool2d(from_uint8(images.to(device)), min(32, images.shape[-1]))
+
+
+def augmented(batch):
+    """A batch of square images, shifted as a whole and, in colour, mirrored one by one."""
+    size = batch.shape[-1]
+    y, x = torch.randint(9, (2,)).tolist()
+    mirror = torch.rand(len(batch)) < 0.5
+    if batch.shape[1] == 3:
+        mirror = mirror.to(batch.device)[:, None, None, None]
+        batch = torch.where(mirror, batch.flip(3), batch)
+    padded = F.pad(batch, (4, 4, 4, 4), "reflect")
+    return padded[:, :, y : y + size, x : x + size]
+
+
+@torch.no_grad()
+def predict(network, images):
+    """The class of each image by a network of train_classifier(): int64 (N,) on the CPU."""
+    device = next(network.parameters()).device
+    classes = [network(classifier_input(x, device)).argmax(1).cpu() for x in images.split(500)]
+    return torch.cat(classes)
+
+
+def conditional_count(train, eval_images):
+    """How many generated images to give to conditional(): one per real image, up to a limit."""
     return min(len(train.images), 10 * eval_images)
 
 
 def conditional(
-    train, held_out, fake, asked, *, dims=(768, 2048), weights=None, device="cpu", eval_images=1000, steps=800
+    train,
+    held_out,
+    fake,
+    asked,
+    *,
+    dims=(768, 2048),
+    weights=None,
+    device="cpu",
+    eval_images=1000,
+    steps=800,
 ):
-    """Does a conditional model obey the class? Values in the form of evaluate().
+    """Does a conditional model obey the class? A list of values like that of evaluate().
 
-    train, held_out: datasets.Images with labels; without held_out a random tenth of `train` is kept from the
-    classifier, for its accuracy on real images. fake: uint8 (N, C, H, W); asked: int64 (N,), the class asked for.
+    train, held_out: datasets.Images with labels. If held_out is None, a random tenth of `train` is
+    hidden from the classifier and measures its accuracy on real images.
+    fake: uint8 (N, C, H, W); asked: int64 (N,), the classes asked for. steps: of the classifiers.
 
-      class accuracy           on generated images, of a small classifier that has seen only real ones
-      class accuracy, reverse  on real images, of the same classifier trained on generated ones ("classification
-                               accuracy score", Ravuri and Vinyals 2019, 1905.10887): low if a class lacks variety, too
-      FID-768 of <class>       of up to 16 classes, with the largest of dims that the weights reach; eval_images are
-                               shared out among them, so that every class has as many as the others
+      class accuracy           on generated images, of a small classifier trained on real ones
+      class accuracy, reverse  on real images, of the same classifier trained on generated ones.
+                               Also low if a class lacks variety. Ravuri and Vinyals 2019,
+                               1905.10887 ("classification accuracy score")
+      FID-768 of <class>       of up to 16 classes, with the largest of `dims` that the weights
+                               reach. eval_images is shared out evenly among the classes
     """
-    channels = max(train.images.shape[1], fake.shape[1])  # beside colour, grey is three equal channels
-    train, held_out = (
-        part and part._replace(images=part.images.expand(-1, channels, -1, -1)) for part in (train, held_out)
-    )
-    fake = fake.expand(-1, channels, -1, -1)
-    images, labels, where = train.images, train.labels, "held-out real images"
+    images, fake = same_channels(train.images, fake)
+    train = train._replace(images=images)
     if held_out is None:
-        order = shuffled(len(images), 2)
-        rows, rest = order.split([max(1, len(order) // 10), len(order) - max(1, len(order) // 10)])
-        test, test_labels, images, labels = images[rows], labels[rows], images[rest], labels[rest]
-        where = "real images kept from the classifier"
+        order = shuffled(len(train.images), 2)
+        count = max(1, len(order) // 10)
+        test = pick(train, order[:count])
+        seen = pick(train, order[count:])
+        where = "real images hidden from the classifier"
     else:
-        test, test_labels = held_out.images, held_out.labels
-
-    def accuracy(predict, images, labels):
-        return (predict(images) == labels).double().mean().item()
-
-    settings = (len(train.classes), device, steps)
-    of_real = kept(f"classifier {settings} {digest(labels)}", images, lambda: classifier(images, labels, *settings))
-    of_fake = classifier(fake, asked, *settings)
-    real = accuracy(of_real, test, test_labels)
-    often = torch.bincount(test_labels)
-    where += f" ({often.max() / often.sum():.2f} of them are {train.classes[int(often.argmax())]})"
-    on_real, on_fake = f"{steps} steps on {len(images)} real images", f"{steps} steps on {len(fake)} generated ones"
-    values = [
-        {"name": "class accuracy", "value": accuracy(of_real, fake, asked), "real": real,
-         "protocol": f"of a small network after {on_real}, on {len(fake)} generated ones, for the class asked for; "
-         f"beside it, on {len(test)} {where}"},
-        {"name": "class accuracy, reverse", "value": accuracy(of_fake, test, test_labels), "real": real,
-         "protocol": f"of a small network after {on_fake}, on {len(test)} {where}; beside it, after {on_real}"},
-    ]  # fmt: skip
+        images, _ = same_channels(held_out.images, fake)
+        test = held_out._replace(images=images)
+        seen = train
+        where = "held-out real images"
+    values = class_accuracies(seen, test, where, fake, asked, device, steps)
 
     weights, usable, reasons = reachable(dims, weights)
-    if not usable:
-        name = f"{named('FID', max(dims))} of each class"
-        return [*values, {"name": name, "value": None, "reason": reasons[max(dims)]}]
-    dim, shown = max(usable), train.classes[:16]
-    n = max(2, eval_images // len(shown))
-    for c, name in enumerate(shown):
-        of_real, of_fake = ((labels == c).nonzero()[:, 0] for labels in (train.labels, asked))
-        value = {"name": f"{named('FID', dim)} of {name}", "value": None}
-        if min(len(of_real) // 2, len(of_fake)) < n:
-            value["reason"] = f"{len(of_real)} real and {len(of_fake)} generated images: {2 * n} and {n} are needed"
-        else:
-            chosen = of_real[shuffled(len(of_real), 0)[: 2 * n]]
-            words = f"features, {name}"
-            x, z = kept_features(train.images[chosen], (dim,), weights, device, "fp32", words)[dim].reshape(2, n, dim)
-            y = features(fake[of_fake[:n]], (dim,), weights, device, words=words)[dim]
-            value |= {"value": fid(x, y), "real": fid(x, z)}
-            value["protocol"] = (
-                f"{features_words(dim, weights)}; {n} generated images of the class against {n} real ones of the "
-                f"training set; beside it, {n} others of these. Compares with FIDs of {n} images only"
-            )
-        values.append(value)
+    if usable:
+        n = max(2, eval_images // min(len(train.classes), 16))
+        values += class_fids(train, fake, asked, n, max(usable), weights, device)
+    else:
+        name = metric_name("FID", max(dims))
+        values.append(not_measured(f"{name} of each class", reasons[max(dims)]))
     return values
 
 
-def scores(values):
-    """What evaluate() returns as columns of a log: {"fid_768": 3.1, "kid_768": 0.004, ..., "ms-ssim": 0.13}."""
-    pairs = ((v["name"].partition("-"), v["value"]) for v in values if v["name"].startswith(("FID", "KID")))
-    found = {f"{kind.lower()}_{dim or 2048}": value for (kind, _, dim), value in pairs if value is not None}
-    return found | dict(("ms-ssim", v["value"]) for v in values if v["name"] == "MS-SSIM (generated, real)")
+_classifiers = {}  # of real images; several models on one command line share them
 
 
-def shown(value, key="value"):
-    """One entry of a value as text. key: "value", or "real" for what stands beside it."""
-    beside = "" if key == "value" else "real_"
-    found, std, error = value[key], value.get(f"{beside}std"), value.get(f"{beside}error")
+def class_accuracies(seen, test, where, fake, asked, device, steps):
+    """Both accuracies of conditional().
+
+    seen: datasets.Images for the classifier of real images. test: others; where: what these are.
+    """
+    settings = (len(seen.classes), device, steps)
+    key = (settings, digest(seen.images), digest(seen.labels))
+    if key not in _classifiers:
+        _classifiers[key] = train_classifier(seen.images, seen.labels, *settings)
+    of_fake = train_classifier(fake, asked, *settings)
+    real = accuracy(_classifiers[key], test.images, test.labels)
+    forward = accuracy(_classifiers[key], fake, asked)
+    reverse = accuracy(of_fake, test.images, test.labels)
+
+    counts = torch.bincount(test.labels)
+    share = f"{counts.max() / counts.sum():.2f} of them are {seen.classes[int(counts.argmax())]}"
+    tested = f"tested on {len(test.images)} {where} ({share})"
+    on_real = f"small network after {steps} steps on {len(seen.images)} real images"
+    on_fake = f"small network after {steps} steps on {len(fake)} generated images"
+    how = f"{on_real}, tested on {len(fake)} generated ones; real images: {tested}"
+    how_reverse = f"{on_fake}, {tested}; real images: {on_real}"
+    return [
+        measured("class accuracy", forward, how, real),
+        measured("class accuracy, reverse", reverse, how_reverse, real),
+    ]
+
+
+def accuracy(network, images, labels):
+    """The share of images whose class the network gets right."""
+    return (predict(network, images) == labels).double().mean().item()
+
+
+def class_fids(train, fake, asked, n, dim, weights, device):
+    """FID of each class (of many: of the first 16), n generated against n real training images."""
+    how = f"{n} generated images of the class against {n} real ones of the training set; real "
+    how += f"images: {n} others of these; compares with FIDs of {n} images only"
+    how = f"{features_words(dim, weights)}; {how}"
+    values = []
+    for c, class_name in enumerate(train.classes[:16]):
+        name = f"{metric_name('FID', dim)} of {class_name}"
+        of_real = (train.labels == c).nonzero()[:, 0]
+        of_fake = (asked == c).nonzero()[:, 0]
+        if min(len(of_real) // 2, len(of_fake)) < n:
+            counts = f"{len(of_real)} real and {len(of_fake)} generated images"
+            values.append(not_measured(name, f"{counts}: {2 * n} and {n} are needed"))
+            continue
+        chosen = of_real[shuffled(len(of_real), 0)[: 2 * n]]
+        words = f"features, {class_name}"
+        real = real_features(train.images[chosen], (dim,), weights, device, "fp32", words)[dim]
+        generated = features(fake[of_fake[:n]], (dim,), weights, device, words=words)[dim]
+        floor = fid(real[:n], real[n:])
+        values.append(measured(name, fid(real[:n], generated), how, floor))
+    return values
+
+
+# ------------------------------------------------------------------------------------ everything
+
+
+def measured(name, value, protocol, real=None, **more):
+    """One measured value in the form that evaluate() describes."""
+    return {"name": name, "value": value, "real": real, **more, "protocol": protocol}
+
+
+def not_measured(name, reason):
+    """A value that cannot be measured, in the same form."""
+    return {"name": name, "value": None, "reason": reason}
+
+
+def metric_name(kind, dim):
+    """The name of an FID or KID: "FID-768" for 768 features, "FID" for the usual 2048."""
+    return kind if dim == 2048 else f"{kind}-{dim}"
+
+
+def usable_dims(dims, weights):
+    """Which of `dims` do the weights reach? -> (weights, list of those).
+
+    For a training script, once at its start: prints one line for those out of reach. The weights
+    come back as Weights if they can be read.
+    weights: None for the official file; a path, which must exist (MissingWeights).
+    """
+    if weights is not None:
+        weights = load_weights(weights)
+    weights, usable, reasons = reachable(dims, weights)
+    if reasons:
+        names = " and ".join(metric_name("FID", dim) for dim in reasons)
+        print(f"not measured here: {names} ({reasons[max(reasons)]})")
+    return weights, usable
+
+
+def averaged_down(images, words, like):
+    """Real images at the size of generated ones, which a growing model makes smaller at first.
+
+    images: uint8 (N, C, H, W); words: what they are; like: uint8 (M, C, h, w).
+    Returns the images at h x w, averaged over blocks, and the words, which say so.
+    """
+    h, w = images.shape[2:]
+    height, width = like.shape[2:]
+    if (h, w) == (height, width):
+        return images, words
+    if h < height or h * width != w * height:
+        sizes = f"{words} have {w}x{h} pixels and generated ones {width}x{height}"
+        raise InputError(f"{sizes}: only larger ones of the same shape can be averaged down")
+    size = (height, width)
+    small = [F.interpolate(chunk.float(), size, mode="area") for chunk in in_chunks(images)]
+    return torch.cat(small).round().byte(), f"{words} averaged down to {width}x{height}"
+
+
+def curve(real, fake, dims, weights, device="cpu", real_words="real images"):
+    """What a row of log.csv gets: {"fid_768": 3.1, "kid_768": 0.004, ..., "ms-ssim": 0.1}.
+
+    Some of the values of evaluate(), with the same arguments. Columns whose features the weights do
+    not reach are left out.
+    """
+    real, _ = averaged_down(real, real_words, fake)
+    weights, dims, _ = reachable(dims, weights)
+    scores = {}
+    if dims:
+        x = real_features(real, dims, weights, device, "fp32", "features, real")
+        y = features(fake, dims, weights, device, words="features, generated")
+    for dim in dims:
+        scores[f"fid_{dim}"] = fid(x[dim], y[dim])
+        scores[f"kid_{dim}"], _ = kid(x[dim], y[dim])
+    scores["ms-ssim"], _ = pair_ms_ssim(*same_channels(real, fake))
+    return scores
+
+
+def same_channels(real, fake):
+    """Two sets of images; grey next to colour becomes three equal channels, as for the features."""
+    channels = max(real.shape[1], fake.shape[1])
+    return real.expand(-1, channels, -1, -1), fake.expand(-1, channels, -1, -1)
+
+
+def evaluate(
+    real,
+    fake,
+    floor=None,
+    *,
+    dims=(768, 2048),
+    weights=None,
+    device="cpu",
+    precision="fp32",
+    seed=0,
+    resamples=0,
+    real_words="real images",
+    fake_words="generated images",
+):
+    """Measure everything for two sets of images, uint8 (N, C, H, W) on the CPU.
+
+    Real images that are larger than the generated ones are averaged down to their size first.
+    floor: other real images, compared with `real` in the same way; give as many as `fake` has.
+    weights: Weights, their path, or None for the official file. precision: see features().
+    seed: of KID's subsets and MS-SSIM's pairs. resamples: for standard errors of FID and KID, see
+    bootstrap(); 0 for none. real_words, fake_words: what the images are, for "1000 <words>".
+
+    Returns a list of dicts of plain values, one for each metric:
+        name      "FID-768", "KID-768", "collapse (features 768)", ...; of 2048 features: "FID",
+                  "KID"; "precision-768", "recall-768", ...; "MS-SSIM (generated, real)",
+                  "MS-SSIM (among generated)", "collapse (pixels)"
+        value     None if the weights do not reach the features; then "reason" says why, and there
+                  are no other keys. KID is not multiplied by 1,000
+        real      the same for real images: FID, KID and neighbours of `floor` (None without it),
+                  MS-SSIM and collapse among `real`
+        protocol  how it was measured, in words
+        se        with resamples: standard errors of FID and KID
+        std, real_std        of KID, over subsets
+        pairs, real_pairs    of collapse: out of how many
+        error, real_error    of MS-SSIM: standard errors of the means over pairs
+    """
+    for images, words in ((real, real_words), (fake, fake_words)):
+        if len(images) < 2:
+            raise InputError(f"{len(images)} {words}: at least 2 are needed on each side")
+    real, real_words = averaged_down(real, real_words, fake)
+    against = f"{len(fake)} {fake_words} against {len(real)} {real_words}"
+    with_floor = against
+    if floor is not None:
+        floor, floor_words = averaged_down(floor, "other real images", fake)
+        with_floor += f"; real images: {len(floor)} {floor_words} against the same"
+
+    values = []
+    weights, usable, reasons = reachable(dims, weights)
+    z = {}  # features of the floor
+    if usable:
+        settings = (usable, weights, device, precision)
+        x = real_features(real, *settings, "features, real")
+        y = features(fake, *settings, words="features, generated")
+        if floor is not None:
+            z = real_features(floor, *settings, "features, floor")
+    for dim in dims:
+        if dim in reasons:
+            values.append(not_measured(metric_name("FID", dim), reasons[dim]))
+            values.append(not_measured(metric_name("KID", dim), reasons[dim]))
+            continue
+        source = features_words(dim, weights, precision)
+        how = f"{source}; {with_floor}"
+        values += distance_values(dim, x[dim], y[dim], z.get(dim), how, resamples, seed)
+        how = f"{source}; {against}"
+        values.append(collapse_value(f"features {dim}", x[dim], y[dim], how))
+    if usable:
+        dim = max(usable)
+        how = f"{features_words(dim, weights, precision)}; {with_floor}"
+        values += neighbour_values(dim, x[dim], y[dim], z.get(dim), how)
+    values += similarity_values(*same_channels(real, fake), seed, against)
+    values.append(collapse_value("pixels", real, fake, f"pixels in [-1, 1]; {against}"))
+    return values
+
+
+def distance_values(dim, real, fake, floor, how, resamples, seed):
+    """FID and KID of features (N, dim), (M, dim), (K, dim) or None. how: the protocol so far."""
+    mean, std = kid(real, fake, seed=seed)
+    floor_fid = floor_mean = floor_std = None
+    if floor is not None:
+        floor_fid = fid(real, floor)
+        floor_mean, floor_std = kid(real, floor, seed=seed)
+    fid_error = {}
+    kid_error = {"std": std, "real_std": floor_std}
+    if resamples:
+        how += f"; standard error (se) from {resamples} bootstrap resamples of both sides"
+        fid_error["se"], kid_se = bootstrap(real, fake, resamples, seed)
+        # Given the images, the mean of 100 random subsets scatters around the KID of all by std/10.
+        kid_error["se"] = float(np.hypot(kid_se, std / 10))
+    fid_how = f"{how}; covariances N-1"
+    if dim != 2048:
+        fid_how += f"; another scale than the usual 2048-d FID: compares with FID-{dim} only"
+    size = min(len(real), len(fake), 1000)
+    everything = len(real) == len(fake) == size
+    subsets = "one subset, all of them" if everything else f"100 subsets of {size}, seed {seed}"
+    kid_how = f"{how}; cubic kernel, {subsets}"
+    return [
+        measured(metric_name("FID", dim), fid(real, fake), fid_how, floor_fid, **fid_error),
+        measured(metric_name("KID", dim), mean, kid_how, floor_mean, **kid_error),
+    ]
+
+
+def neighbour_values(dim, real, fake, floor, how):
+    """Precision, recall, density and coverage of features: see distance_values()."""
+    if min(len(real), len(fake)) <= NEIGHBOURS:
+        reason = f"{NEIGHBOURS} nearest neighbours need more than {NEIGHBOURS} images on each side"
+        names = ("precision", "recall", "density", "coverage")
+        return [not_measured(metric_name(name, dim), reason) for name in names]
+    among_real = {}
+    if floor is not None and len(floor) > NEIGHBOURS:
+        among_real = prdc(real, floor)
+    values = []
+    for name, share in prdc(real, fake).items():
+        protocol = f"by {NEIGHBOURS} nearest neighbours; {how}"
+        values.append(measured(metric_name(name, dim), share, protocol, among_real.get(name)))
+    return values
+
+
+def similarity_values(real, fake, seed, against):
+    """MS-SSIM of pairs, of uint8 (N, C, H, W) and (M, C, H, W).
+
+    A perfect generator's images are as similar, to each other and to real ones, as two different
+    real images are.
+    """
+    among_real, real_error = pair_ms_ssim(real, seed=seed)
+    sizes = " ".join(str(size) for size in windows(*real.shape[2:]))
+    how = f"image (seed {seed}) +- its standard error; real images: pairs of two different real "
+    how += f"images; Gaussian windows of {sizes} pixels from the finest level; {against}"
+    values = []
+    for name, pair, first, second in (
+        ("generated, real", "one generated and one real", real, fake),
+        ("among generated", "two different generated", fake, None),
+    ):
+        mean, error = pair_ms_ssim(first, second, seed=seed)
+        protocol = f"mean over 1000 random pairs of {pair} {how}"
+        errors = {"error": error, "real_error": real_error}
+        values.append(measured(f"MS-SSIM ({name})", mean, protocol, among_real, **errors))
+    return values
+
+
+def collapse_value(name, real, fake, how):
+    """collapse() of generated images or features, next to that of real ones."""
+    count, pairs = collapse(fake)
+    real_count, real_pairs = collapse(real)
+    how = f"ordered pairs with cosine similarity above 0.9, not centred, of {how}"
+    totals = {"pairs": pairs, "real_pairs": real_pairs}
+    return measured(f"collapse ({name})", count, how, real_count, **totals)
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def format_value(value, key="value"):
+    """One entry of a measured value as text. key: "value", or "real" for real images."""
+    number = value.get(key)
+    if number is None:
+        return "-"
+    prefix = "" if key == "value" else "real_"
     se = value.get("se") if key == "value" else None
-    if (pairs := value.get(f"{beside}pairs")) is not None:
-        return f"{found:,} of {pairs:,}"
-    if error is not None:
-        return f"{found:.4f} +- {error:.4f}"
-    if std is not None:
-        spread = f" +- {1e3 * std:.2f}" if std else ""  # none where one subset holds all images
-        return f"{1e3 * found:.2f}{spread}" + (f" (se {1e3 * se:.2f})" if se is not None else "")
-    return (f"{found:.2f}" if abs(found) >= 1 else f"{found:.4f}") + (f" (se {se:.2g})" if se is not None else "")
+    if f"{prefix}pairs" in value:
+        return f"{number:,} of {value[prefix + 'pairs']:,}"
+    if f"{prefix}error" in value:
+        return f"{number:.4f} +- {value[prefix + 'error']:.4f}"
+    if f"{prefix}std" in value:  # KID
+        std = value[prefix + "std"]
+        text = f"{1e3 * number:.2f}"
+        if std > 0:  # it is 0 if one subset holds all images
+            text += f" +- {1e3 * std:.2f}"
+        return text if se is None else f"{text} (se {1e3 * se:.2f})"
+    text = f"{number:.2f}" if abs(number) >= 1 else f"{number:.4f}"
+    return text if se is None else f"{text} (se {se:.2g})"
 
 
 def title(value):
-    return value["name"] + " x 10^3" * value["name"].startswith("KID")
+    """The name of a value in a table, with its unit."""
+    name = value["name"]
+    return f"{name} x 10^3" if name.startswith("KID") else name
 
 
 def table(values, report=None):
-    """What evaluate() returns, as text: a line for each value, real images beside it, the protocol below.
+    """Values as text: a line for each with that of real images, and its protocol below.
 
-    report: {name: published value}, printed beside ours. Only values of the same name stand together.
+    report: {name: published value}, printed next to ours of the same name.
     """
     lines = []
-    for v in values:
-        theirs = f"    (report: {report[v['name']]:,})" if report and v["name"] in report else ""
-        if v["value"] is None:
-            lines.append(f"{title(v):26s}not measured here{theirs}: {v['reason']}")
+    for value in values:
+        theirs = ""
+        if report and value["name"] in report:
+            theirs = f"    (report: {report[value['name']]:,})"
+        if value["value"] is None:
+            lines.append(f"{title(value):26s}not measured here{theirs}: {value['reason']}")
             continue
-        lines.append(f"{title(v):26s}{shown(v)}")
-        if v["real"] is not None:
-            lines[-1] += f"    (real images: {shown(v, 'real')})"
-        lines[-1] += theirs
-        lines.append(f"    {v['protocol']}")
+        line = f"{title(value):26s}{format_value(value)}"
+        if value["real"] is not None:
+            line += f"    (real images: {format_value(value, 'real')})"
+        lines += [line + theirs, f"    {value['protocol']}"]
     return "\n".join(lines)
 
 
-def comparison(found):
-    """Several lists of values as one text: a row for each value, a column for each list, the protocols below, and where
-    they differ, each with its columns. found: [(what the images are, values)]."""
-    letters = [chr(ord("A") + i) if len(found) <= 26 else str(i + 1) for i in range(len(found))]
-    by_name = {}  # name -> {letter: value}, in order
-    for letter, (_, values) in zip(letters, found, strict=True):
-        for v in values:
-            by_name.setdefault(v["name"], {})[letter] = v
-    rows, notes = [["", *letters, "real images"]], []
-    for name, here in by_name.items():
-        protocols, beside = {}, []
-        for letter, v in here.items():
-            words = f"not measured here: {v['reason']}" if v["value"] is None else v["protocol"]
+def comparison(results):
+    """Several lists of values as one text: a row for each value, a column for each list.
+
+    The protocols follow. Where the columns differ, each protocol names its own.
+    results: [(what the images are, values)].
+    """
+    letters = [chr(ord("A") + i) for i in range(len(results))]
+    if len(results) > 26:
+        letters = [str(i + 1) for i in range(len(results))]
+    lines = [f"{letter}: {words}" for letter, (words, _) in zip(letters, results, strict=True)]
+    by_title = {}  # title -> {letter: value}, in order
+    for letter, (_, values) in zip(letters, results, strict=True):
+        for value in values:
+            by_title.setdefault(title(value), {})[letter] = value
+
+    rows = [["", *letters, "real images"]]
+    notes = []
+    for name, columns in by_title.items():
+        cells = [format_value(columns.get(letter, {})) for letter in letters]
+        # of real images there is usually one value for all columns
+        real_cells = dict.fromkeys(format_value(value, "real") for value in columns.values())
+        rows.append([name, *cells, " ".join(real_cells)])
+        protocols = {}  # words -> letters
+        for letter, value in columns.items():
+            words = value.get("protocol") or f"not measured here: {value['reason']}"
             protocols.setdefault(words, []).append(letter)
-            beside.append(shown(v, "real") if v.get("real") is not None else "-")
-        cells = [shown(here[k]) if k in here and here[k]["value"] is not None else "-" for k in letters]
-        rows.append([title({"name": name}), *cells, " ".join(dict.fromkeys(beside))])  # usually one for all columns
         for words, of in protocols.items():
-            columns = f" ({','.join(of)})" if len(protocols) > 1 else ""
-            notes.append(f"{name}{columns}: {words}")
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    legend = [f"{letter}: {words}" for letter, (words, _) in zip(letters, found, strict=True)]
-    return "\n".join([*legend, "", *lines, "", *notes])
+            which = f" ({','.join(of)})" if len(protocols) > 1 else ""
+            notes.append(f"{name}{which}: {words}")
+
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines.append("")
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return "\n".join([*lines, "", *notes])
 
 
-# ----------------------------------------------------------------------------------------------------- command line
+def write_result(run, values, preset):
+    """Write metrics.json of a run that reproduces a report, and print ours next to the report's.
+
+    run: training.Run. values: of evaluate() and so on. preset: its flags, and its "report": {name:
+    published value, "protocol": words}. Call it before any plot is made.
+    """
+    report = preset["report"]
+    changed = training.changed_flags(run.args, preset)
+    result = {"values": values, "report": report, "weights": run.weights_words()}
+    result |= {"changed": changed, "step": run.step}
+    write_text(run.path / "metrics.json", json.dumps(result, indent=1))
+    name = run.args.preset
+    if changed:
+        print(f"\nnot quite the preset {name}: {changed}")
+    print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+    print(table(values, report))
 
 
-def checkpoints(path):
-    """The files that a checkpoint or a run directory stands for: best.pt and last.pt; [] if it is data."""
+# ---------------------------------------------------------------------------------- command line
+
+
+class Side(NamedTuple):
+    """A side on the command line: a data set, or a checkpoint and its model."""
+
+    name: str  # the data set's name or path, or the path of the checkpoint
+    checkpoint: dict | None = None
+    script: ModuleType | None = None
+    model: nn.Module | None = None
+
+
+def parse_args(argv=None):
+    parser = new_parser("metrics.py", __doc__)
+    add = parser.add_argument
+    add("real", metavar="REAL", help="the real side; of a data set with a test split, that split")
+    add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
+    whole = number(int, 0)
+    add("--eval-images", type=number(int, 2), default=1000, help="images on each side [1000]")
+    add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
+    add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
+    add("--size", type=number(int, 8), help="pixels [the model's, or 64]")
+    add("--seed", type=int, default=0, help="of image choice, latents, subsets and pairs [0]")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
+    add("--floor", action="store_true", help="also compare other real images with the real ones")
+    add("--bootstrap", type=whole, default=0, metavar="B", help="resamples for standard errors [0]")
+    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
+    add("--iwae", type=whole, default=0, metavar="K", help="importance samples for a VAE [0]")
+    add("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+    if args.bootstrap == 1:
+        parser.error("--bootstrap must be at least 2 (0: none)")
+    return args
+
+
+def note(text):
+    """A remark for the user that is not a result."""
+    print(f"metrics.py: {text}", file=sys.stderr)
+
+
+def checkpoint_files(path):
+    """The files that a checkpoint or a run directory stands for: best.pt, last.pt. [] for data."""
     path = Path(path)
     if not path.is_dir():
         return [path] if path.suffix == ".pt" else []
-    found = [file for file in (path / "best.pt", path / "last.pt") if file.exists()]
-    if not found and (path / "args.json").exists():
+    files = [path / name for name in ("best.pt", "last.pt") if (path / name).exists()]
+    if not files and (path / "args.json").exists():
         raise InputError(f"'{path}' is a run directory without a checkpoint")
-    return found
+    return files
 
 
-def open_fakes(texts):
-    """What is to be measured: [(name, checkpoint or None if it is data)]."""
-    found = []
-    for text in texts:
-        models = [(str(file), datasets.read_checkpoint(file)) for file in checkpoints(text)] or [(text, None)]
-        same = len(models) == 2 and models[0][1]["step"] == models[1][1]["step"]  # the best is the last
-        found += models[same:]
-    return found
+def open_sides(text, device):
+    """The Sides that an argument stands for: two for a run whose best step is not its last."""
+    sides = []
+    for file in checkpoint_files(text):
+        checkpoint = training.read_checkpoint(file)
+        script, model = training.open_model(checkpoint, device)
+        if sides and sides[0].checkpoint["step"] == checkpoint["step"]:  # the best is the last
+            sides = []
+        sides.append(Side(str(file), checkpoint, script, model))
+    return sides or [Side(text)]
 
 
-def side(text, model, n, size, split, seed, device):
-    """Up to n images of one side of the command line, uint8 (<= n, C, H, W), what they are in words, their labels or
-    None, and the names of the classes."""
-    if model:
-        name = model["script"]  # one of datasets.SCRIPTS: read_checkpoint refuses any other
-        try:
-            script = importlib.import_module(name)
-        except ModuleNotFoundError as problem:
-            raise InputError(f"'{text}' was made by {name}.py, which is needed beside metrics.py ({problem})") from None
-        labels, classes = None, None
-        if "class" in model["flags"] and len(model["data"]["classes"]) > 1:  # the classes that generate() draws
-            labels, classes = random_labels(model["data"]["counts"], n, seed), model["data"]["classes"]
-        words = f"images by {name}, {datasets.weights_used(model)}, seed {seed}"
-        return script.generate(model, n, seed, device), words, labels, classes
-    data, part = datasets.load(text, size, split), split
-    if split == "test":
-        part = "held-out test split" if data.held_out else "no held-out split: a model may have trained on them"
-        if not data.held_out and len(data.images) < n:
-            data = datasets.load(text, size, "all")
-    chosen = shuffled(len(data.images), seed)[:n]
-    words = f"images of {data.name} ({part}; {data.note}; drawn with seed {seed})"
-    return data.images[chosen], words, data.labels[chosen] if data.labels is not None else None, data.classes
-
-
-def main(args):
-    device, n, seed = pick_device(args.device, args.precision)[0], args.eval_images, args.seed
-    weights = args.weights
-    if args.weights or args.dims:  # what is asked for by name must be there, and is missed before the long work
-        weights = load_weights(args.weights)
-        for dim in args.dims or []:
-            require(weights, dim)
-    files, fakes = checkpoints(args.real), open_fakes(args.fake)
-    model = datasets.read_checkpoint(files[-1]) if files else None
-    models = [checkpoint for _, checkpoint in [(args.real, model), *fakes] if checkpoint]
-    sizes = [args.size] * bool(args.size) + [checkpoint["flags"]["size"] for checkpoint in models] or [64]
-    size = sizes[0]
+def common_size(asked, sides):
+    """The size of all images in pixels: --size, or that of the models, or 64."""
+    sizes = [asked] if asked else []
+    sizes += [side.checkpoint["data"]["size"] for side in sides if side.checkpoint]
     if len(set(sizes)) > 1:
-        raise InputError(f"--size or the models disagree ({sizes} pixels): a model makes one size only")
-    # The pool of real images is chosen for 2 n, with or without --floor, so that --floor does not change the others.
-    pool, real_words, labels, classes = side(args.real, model, 2 * n, size, "test", seed + bool(model), device)
-    real, floor = pool[:n], pool[n:]
-    dims, results = args.dims or (768, 2048), []
-    for what, images in (args.real, real), ("the floor", floor if args.floor else real):
-        if len(images) < n:
-            print(f"metrics.py: {what} has only {len(images)} of the {n} images asked for", file=sys.stderr)
-    for name, checkpoint in fakes:
-        if checkpoint is None:
-            datasets.load(name, size, "all")  # what cannot be read is missed before the long work
-    for name, checkpoint in fakes:
-        fake, words, asked, others = side(name, checkpoint, n, size, "all", seed, device)
-        if len(fake) < n:
-            print(f"metrics.py: {name} has only {len(fake)} of the {n} images asked for", file=sys.stderr)
-        values = evaluate(
-            real, fake, floor if args.floor else None, dims=dims, weights=weights, device=device,
-            precision=args.precision, seed=seed, resamples=args.bootstrap, real_words=real_words,
-            fake_words=words if args.json or len(fakes) == 1 else "images of the column",
-        )  # fmt: skip
-        if labels is not None and asked is not None and model is None and not args.no_classes:
-            if classes == others:
-                train, held_out = datasets.load_parts(args.real, size)
-                many, _, asked, _ = side(name, checkpoint, as_many_as(train, n), size, "all", seed + 1, device)
-                settings = {"dims": dims, "weights": weights, "device": device}
-                values += conditional(train, held_out, many, asked, eval_images=n, **settings)
-            else:
-                print("metrics.py: the two sides have other classes: nothing is said about them", file=sys.stderr)
-        results.append({"fake": name, "images": words, "values": values})
+        raise InputError(f"--size or the models disagree ({sizes}): a model makes one size only")
+    return sizes[0] if sizes else 64
+
+
+def draw(side, n, size, split, seed):
+    """Up to n images of a Side: datasets.Images, with a note that says what they are."""
+    if side.script is None:
+        return draw_data(side.name, n, size, split, seed)
+    images = side.script.generate(side.model, n, seed)
+    classes = side.checkpoint["data"]["classes"]
+    labels = None
+    if hasattr(side.script, "asked_labels") and len(classes) > 1:
+        labels = side.script.asked_labels(side.model, n, seed)
+    words = f"images by {side.checkpoint['script']}, {training.weights_used(side.checkpoint)}"
+    return datasets.Images(images, labels, classes, side.name, "", False, f"{words}, seed {seed}")
+
+
+def draw_data(name, n, size, split, seed):
+    """Up to n random images of a data set, in the same form."""
+    data = datasets.load(name, size, split)
+    origin = "held-out test split" if split == "test" else split
+    if split == "test" and not data.held_out:
+        origin = "no held-out split: a model may have trained on them"
+        if len(data.images) < n:
+            data = datasets.load(name, size, "all")
+    words = f"images of {data.name} ({origin}; {data.note}; drawn with seed {seed})"
+    return pick(data, shuffled(len(data.images), seed)[:n])._replace(note=words)
+
+
+def class_values(args, real, fake, size, classes, settings):
+    """conditional() for labelled data on the real side. classes: of the generated side."""
+    train, held_out = datasets.load_parts(real.name, size)
+    if train.classes != classes:
+        note("the two sides have different classes: whether the class is obeyed is not measured")
+        return []
+    n = args.eval_images
+    many = draw(fake, conditional_count(train, n), size, "all", args.seed + 1)
+    return conditional(train, held_out, many.images, many.labels, eval_images=n, **settings)
+
+
+def own_values(args, real, fake, size):
+    """What the script of a VAE measures itself, on the data of the real side."""
+    about = fake.checkpoint["data"]
+    data = datasets.load(real.name, size)
+    same_classes = data.classes == about["classes"] or not hasattr(fake.script, "asked_labels")
+    if data.images.shape[1] != about["channels"] or not same_classes:
+        note(f"{real.name} has other channels or classes than {fake.name}: its bound is left out")
+        return []
+    same_data = data.fingerprint == about["fingerprint"]
+    hold_out = fake.checkpoint["flags"].get("hold_out", 0) if same_data else 0
+    data, split = datasets.measured_on(*datasets.load_parts(real.name, size, hold_out))
+    data = pick(data, shuffled(len(data.images), 1)[: args.eval_images])
+    values = fake.script.own_values(fake.model, data, args.iwae)
+    words = split if same_data else "given"  # the model never trained on other data
+    return autoencoder(**values, words=f"{len(data.images)} {words} images of {data.name}")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device, _ = training.pick_device(args.device, args.precision)
+    weights = args.weights
+    if args.weights or args.dims:  # whatever is asked for by name must be there: fail early
+        weights = load_weights(args.weights)
+        require(weights, max(args.dims or [64]))
+    real_side = open_sides(args.real, device)[-1]
+    real_is_data = real_side.script is None
+    fake_sides = [side for text in args.fake for side in open_sides(text, device)]
+    size = common_size(args.size, [real_side, *fake_sides])
+    has_own_values = [hasattr(side.script, "own_values") for side in fake_sides]
+    if args.iwae and not (real_is_data and any(has_own_values)):
+        raise InputError("--iwae needs real images on one side and a VAE on the other")
+
+    # 2 n images with or without --floor, so that --floor does not change the first n. A model that
+    # is on both sides must not make the same images twice.
+    n = args.eval_images
+    pool = draw(real_side, 2 * n, size, "test", args.seed if real_is_data else args.seed + 1)
+    real = pool.images[:n]
+    floor = pool.images[n:] if args.floor else None
+    fakes = [draw(side, n, size, "all", args.seed) for side in fake_sides]
+    counts = [(args.real, len(real)), ("the floor", n if floor is None else len(floor))]
+    counts += [(side.name, len(fake.images)) for side, fake in zip(fake_sides, fakes, strict=True)]
+    for name, count in counts:
+        if count < n:
+            note(f"{name} has only {count} of the {n} images asked for")
+
+    settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
+    draws = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
+    results = []
+    for side, fake in zip(fake_sides, fakes, strict=True):
+        own = []  # first, because it is quick to find what is wrong
+        if real_is_data and hasattr(side.script, "own_values"):
+            own = own_values(args, real_side, side, size)
+        in_table = len(fakes) > 1 and not args.json
+        words = {"real_words": pool.note}
+        words["fake_words"] = "images of the column" if in_table else fake.note
+        values = evaluate(real, fake.images, floor, **settings, **draws, **words)
+        labelled = pool.labels is not None and fake.labels is not None
+        if labelled and real_is_data and not args.no_classes:
+            values += class_values(args, real_side, side, size, fake.classes, settings)
+        results.append({"fake": side.name, "images": fake.note, "values": values + own})
     if args.json:
         print(json.dumps({"real": args.real, "size": size, "fakes": results}))
     elif len(results) == 1:
         print(table(results[0]["values"]))
     else:
-        print(comparison([(f"{one['fake']}: {one['images']}", one["values"]) for one in results]))
+        columns = [(f"{r['fake']}: {r['images']}", r["values"]) for r in results]
+        print(comparison(columns))
 
 
 if __name__ == "__main__":
-    datasets.run_program("metrics.py", main, ARGS)
+    run_program(main)
