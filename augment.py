@@ -1,96 +1,43 @@
-"""Does it help a classifier to enlarge a small labelled data set with generated images?
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
+# ///
+"""augment.py: does it help a classifier to enlarge a small labelled data set with generated images?
 
-    python augment.py --data mnist --per-class 20 50 --width 16            # some three quarters of an hour on two cores
-    python augment.py --data cifar10 --per-class 20 50 100 200 --add 500   # a learning curve; a GPU
-    python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1 --add 200
-    python augment.py --resume runs/augment-mnist-1                        # go on after Ctrl-C
+    python augment.py --data mnist --per-class 20 50 --width 16    # 45 minutes on two cores
+    python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # a learning curve
+    python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1
+    python augment.py --resume runs/augment-mnist-1                # go on after Ctrl-C
 
-For every number in --per-class, so many training images of each class are drawn and kept as `subset-N.npz`. A generator
-is trained on them and on nothing else (ddpm.py, or cgan.py, cvae.py with --generator), or a checkpoint is taken, whose
-recorded fingerprint of its data must be this subset's: a generator that has seen the full set would smuggle it in.
-It makes --add images of each class. A ResNet-18 (He et al. 2016, 1512.03385) is then trained in four ways,
+For each number in --per-class, that many training images of each class are drawn and kept as
+`subset-N.npz`. A generator is trained on them and on nothing else: ddpm.py, or with --generator
+cgan.py or cvae.py. --generator also takes a checkpoint. The fingerprint of its data must be that of
+the subset, because a generator that has seen the full set would smuggle it in. The generator makes
+--add images of each class. Then a ResNet-18 (He et al. 2016, 1512.03385) is trained in four ways:
 
-    real                  the subset
-    real+classical        the same, with random crops, mirroring and colours
-    real+generated        the subset and the generated images, half of every batch each
-    real+both             these, with random crops, mirroring and colours
+    real                  on the subset
+    real+classical        the same, with random crops, mirroring and colors
+    real+generated        on the subset and the generated images, half of each batch from each
+    real+both             the same, with random crops, mirroring and colors
 
-every time with the same number of optimiser steps and the same batch, once for each seed, and measured on real images
-that neither it nor the generator has seen: accuracy, and precision and recall averaged over the classes. Seeds are
-compared in pairs, with and without generated images, by Student's paired t-test. In the run directory: table.md with
-the verdict, curve.png, results.csv, the generated images beside real ones, the subsets, the generators.
+Each way has the same number of optimizer steps and the same batch, once for each seed. Accuracy,
+and precision and recall averaged over the classes, are measured on real images that neither the
+classifier nor the generator has seen. Seeds are compared in pairs, with and without generated
+images, by Student's paired t-test. The run directory gets table.md with the verdict, curve.png,
+results.csv, the generated images next to real ones, the subsets and the generators.
 
-The idea is a proposal of report R4 that it did not carry out.
+Report R4 proposed this and did not carry it out.
 """
 
 import argparse
-import sys
-
-ARMS = ("real", "real+classical", "real+generated", "real+both")
-PAIRS = (("real+generated", "real"), ("real+both", "real+classical"))  # with generated images, and without
-SCORES = ("accuracy", "precision", "recall")
-GENERATORS = ("ddpm", "cgan", "cvae")
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="augment.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"augment.py: error: {message} (see --help)\n")  # one line
-
-    def whole(low):
-        def convert(text):
-            if not text.isdecimal() or int(text) < low:
-                raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {low}")
-            return int(text)
-
-        return convert
-
-    add = parser.add_argument
-    add("--data", metavar="NAME|PATH", help="labelled data: a known name, or a folder, zip or .npz")
-    add("--per-class", type=whole(2), nargs="+", default=[50], metavar="N", help="training images of a class [50]")
-    add(
-        "--generator",
-        default="ddpm",
-        metavar="CKPT|NAME",
-        help="a checkpoint, or what to train: ddpm, cgan, cvae [ddpm]",
-    )
-    add("--generator-flags", default="", metavar="'FLAGS'", help="for its training: --generator-flags='--steps 2000'")
-    add("--add", type=whole(1), default=200, metavar="N", help="generated images of a class [200]")
-    add("--size", type=int, choices=[16, 32, 64, 128, 256], help="side in pixels [32 for small images, else 64]")
-    add("--seeds", type=whole(3), default=5, metavar="N", help="trainings of each kind [5]")
-    add("--steps", type=whole(1), default=500, metavar="N", help="optimiser steps of a classifier [500]")
-    add("--batch", type=whole(2), default=64, metavar="N", help="images in one of them [64]")
-    add("--width", type=whole(8), default=64, metavar="N", help="channels of its first layers; ResNet-18 has 64 [64]")
-    add(
-        "--no-flip", action="store_true", help="never mirror an image (grey images, often digits or letters, never are)"
-    )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
-    add("--out", metavar="DIR", help="run directory [a new one in runs/]")
-    add("--resume", metavar="DIR", help="go on with this run")
-    args = parser.parse_args(argv)
-    given = [word for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")]
-    if args.resume and (more := [word for word in given if word.split("=")[0] not in ("--resume", "--device")]):
-        parser.error(f"--resume goes on as the run began: leave out {more[0]}")
-    if not args.resume and not args.data:
-        parser.error("give --data, a labelled data set")
-    args.per_class = sorted(set(args.per_class))
-    if args.batch % 2:
-        parser.error(f"--batch {args.batch} is odd: half of it is generated in two of the four ways")
-    if args.generator not in GENERATORS and len(args.per_class) > 1:
-        parser.error("a checkpoint was trained on one subset: give --per-class one number")
-    return args
-
-
-if __name__ == "__main__":  # before the slow imports: --help and typing errors answer at once
-    ARGS = parse_args()
-
 import contextlib
 import csv
-import importlib
 import io
 import json
 import math
 import shlex
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,23 +48,76 @@ from torch import nn
 from tqdm import tqdm
 
 import datasets
-from datasets import InputError, layout, shuffled
+import training
+from datasets import layout, shuffled
+from sources import (
+    InputError,
+    locked,
+    new_directory,
+    new_parser,
+    number,
+    run_program,
+    write_atomic,
+    write_text,
+)
 
-# ---------------------------------------------------------------------------------------------------- the data
+ARMS = ("real", "real+classical", "real+generated", "real+both")
+# with generated images, and without
+PAIRS = (("real+generated", "real"), ("real+both", "real+classical"))
+SCORES = ("accuracy", "precision", "recall")
+GENERATORS = ("ddpm", "cgan", "cvae")
+
+
+def parse_args(argv=None):
+    parser = new_parser("augment.py", __doc__)
+    add = parser.add_argument
+    some = number(int, 1, 10**9)
+    counts = number(int, 2, 10**9)
+    add("--data", metavar="NAME|PATH", help="labelled data: a known name, a folder, zip or .npz")
+    add("--per-class", type=counts, nargs="+", default=[50], help="training images a class [50]")
+    add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint [%(default)s]")
+    add("--generator-flags", default="", help="as in --generator-flags='--steps 2000'")
+    add("--add", type=some, default=200, help="generated images of a class [%(default)s]")
+    add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
+    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
+    add("--steps", type=some, default=500, help="optimizer steps of a classifier [%(default)s]")
+    add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
+    add("--width", type=number(int, 8, 10**5), default=64, help="first channels of ResNet [64]")
+    add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
+    add("--out", metavar="DIR", help="run directory [a new one in runs/]")
+    add("--resume", metavar="DIR", help="go on with this run")
+    args = parser.parse_args(argv)
+    typed = [word for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")]
+    other = [word for word in typed if word.split("=")[0] not in ("--resume", "--device")]
+    if args.resume and other:
+        parser.error(f"--resume goes on as the run began: leave out {other[0]}")
+    if not args.resume and not args.data:
+        parser.error("give --data, a labelled data set")
+    args.per_class = sorted(set(args.per_class))
+    if args.batch % 2:
+        parser.error(
+            f"--batch {args.batch} is odd: half of it is generated in two of the four ways"
+        )
+    if args.generator not in GENERATORS and len(args.per_class) > 1:
+        parser.error("a checkpoint was trained on one subset: give --per-class one number")
+    return args
+
+
+# ----------------------------------------------------------------------------------------- the data
 
 
 def subset(data, count, seed=0):
-    """`count` images of each class as Images, always the same; those of a smaller count are among those of a larger.
+    """`count` images of each class as Images, the same at each call.
 
-    InputError where a class has fewer.
-    """
+    The images for a smaller count are among those for a larger one. InputError if a class has
+    fewer."""
     rows = []
-    for number, name in enumerate(data.classes):
-        members = (data.labels == number).nonzero()[:, 0]
+    for label, name in enumerate(data.classes):
+        members = (data.labels == label).nonzero()[:, 0]
         if len(members) < count:
-            raise InputError(
-                f"class '{name}' of {data.name} has {len(members)} training images, and {count} are asked for"
-            )
+            words = f"has {len(members)} training images, and {count} are asked for"
+            raise InputError(f"class '{name}' of {data.name} {words}")
         rows.append(members[shuffled(len(members), seed)[:count]])
     rows = torch.cat(rows)
     return data._replace(images=data.images[rows], labels=data.labels[rows])
@@ -129,45 +129,51 @@ def save_arrays(path, images, labels, classes):
     def write(temporary):
         with open(temporary, "wb") as file:
             pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-            np.savez_compressed(file, images=pixels, labels=labels.numpy(), classes=np.array(classes))
+            np.savez_compressed(
+                file, images=pixels, labels=labels.numpy(), classes=np.array(classes)
+            )
 
-    datasets.write_atomic(path, write)
+    write_atomic(path, write)
 
 
 def may_flip(data, args):
-    """Whether a mirrored image is still of its class. Grey images are often digits or letters, so never of those."""
+    """Whether a mirrored image keeps its class. Grey images are often digits or letters: never."""
     return data.images.shape[1] == 3 and not args.no_flip
 
 
 def classical(images, flip):
-    """Random crops, mirroring and colours: float (N, C, H, W) in [-1, 1] -> the same shape, other for each image.
+    """Random crops, mirroring and colors, different for each image.
 
-    A crop: a shift by up to an eighth of the side, the edge repeated. Colours: brightness by up to 0.2, contrast and,
-    of colour images, saturation by up to a quarter.
+    images: float (N, C, H, W) in [-1, 1] -> the same shape and range. A crop is a shift by up to an
+    eighth of the side that repeats the edge. Brightness changes by up to 0.2; contrast and, of
+    color images, saturation by up to a quarter.
     """
-    n, channels, side, _ = images.shape
+    n, channels, size, _ = images.shape
     device = images.device
 
-    def drawn(low, high):
+    def uniform(low, high):
         return torch.rand(n, 1, 1, 1, device=device) * (high - low) + low
 
     if flip:
-        images = torch.where(drawn(0, 1) < 0.5, images.flip(3), images)
-    reach, places = max(1, side // 8), torch.arange(side, device=device)
-    for axis, shape in ((2, (n, 1, side, 1)), (3, (n, 1, 1, side))):
-        source = (places + torch.randint(-reach, reach + 1, (n, 1), device=device)).clamp(0, side - 1)
-        images = images.gather(axis, source.view(shape).expand_as(images))
+        images = torch.where(uniform(0, 1) < 0.5, images.flip(3), images)
+    reach = max(1, size // 8)
+    places = torch.arange(size, device=device)
+    for axis, shape in ((2, (n, 1, size, 1)), (3, (n, 1, 1, size))):
+        shift = torch.randint(-reach, reach + 1, (n, 1), device=device)
+        index = (places + shift).clamp(0, size - 1)
+        images = images.gather(axis, index.view(shape).expand_as(images))
     if channels == 3:
         grey = images.mean(1, keepdim=True)
-        images = grey + drawn(0.75, 1.25) * (images - grey)
-    middle = images.mean((1, 2, 3), keepdim=True)
-    return (middle + drawn(0.75, 1.25) * (images - middle) + drawn(-0.2, 0.2)).clamp(-1, 1)
+        images = grey + uniform(0.75, 1.25) * (images - grey)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    contrast = uniform(0.75, 1.25)
+    return (mean + contrast * (images - mean) + uniform(-0.2, 0.2)).clamp(-1, 1)
 
 
-# ---------------------------------------------------------------------------------------------- the classifier
+# ----------------------------------------------------------------------------------- the classifier
 
 
-class Every(nn.Module):
+class EveryNth(nn.Module):
     """(N, C, H, W) -> every n-th row and column of it."""
 
     def __init__(self, n):
@@ -178,83 +184,102 @@ class Every(nn.Module):
         return x[:, :, :: self.n, :: self.n]
 
 
-def resnet18(channels, classes, side, width=64):
-    """ResNet-18 for small images: (N, channels, side, side) -> logits (N, classes).
+def resnet18(channels, classes, size, width=64):
+    """ResNet-18 for small images: (N, channels, size, size) -> logits (N, classes).
 
-    torchvision's blocks, but a first layer of 3x3 without pooling behind it, as usual for 32 pixels; its stride brings
-    64 pixels to 32 places, and larger images are averaged to 64 before (torchvision's brings 224 to 56).
+    The blocks are torchvision's. The first layer is 3x3 without pooling after it, as usual for 32
+    pixels. Its stride brings 64 pixels to 32x32 places, and larger images are averaged to 64 first.
+    (torchvision's own first layers bring 224 pixels to 56x56.)
     """
     from torchvision.models.resnet import BasicBlock
 
-    layers = [nn.AvgPool2d(side // 64)] if side > 64 else []
-    layers += [nn.Conv2d(channels, width, 3, 2 if side >= 64 else 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    before = width
+    layers = [nn.AvgPool2d(size // 64)] if size > 64 else []
+    stride = 2 if size >= 64 else 1
+    layers += [nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)]
+    layers += [nn.ReLU()]
+    in_channels = width
     for stage in range(4):
+        out_channels = width * 2**stage
         for block in range(2):
-            after, stride, change = width * 2**stage, 2 if stage and not block else 1, None
+            stride = 2 if stage and not block else 1
+            shortcut = None
             if stride > 1:
-                # every second place, then 1x1: as a 1x1 with stride 2, but PyTorch 2.15's of few channels, channels
-                # last, writes outside of its memory on CPUs
-                change = nn.Sequential(Every(2), nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
-            layers.append(BasicBlock(before, after, stride, change))
-            before = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
+                # Every second place, then 1x1, is the same as a 1x1 convolution of stride 2. That
+                # one writes outside of its memory on CPUs (PyTorch 2.15, few channels).
+                convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+                shortcut = nn.Sequential(EveryNth(2), convolution, nn.BatchNorm2d(out_channels))
+            layers.append(BasicBlock(in_channels, out_channels, stride, shortcut))
+            in_channels = out_channels
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, classes)]
+    return nn.Sequential(*layers, *head)
 
 
-def scores(asked, found, classes):
-    """int64 (N,) twice -> accuracy, and precision and recall averaged over the classes, each from 0 to 1.
+def scores(labels, predicted, classes):
+    """int64 (N,) twice -> accuracy, and precision and recall averaged over classes, from 0 to 1.
 
-    The precision of a class is the share of right ones among what was called so, and 0 where nothing was.
+    The precision of a class is the share of right images among those called so, and 0 if none was.
     """
-    table = torch.zeros(classes, classes, dtype=torch.float64)
-    table.index_put_((asked, found), torch.ones((), dtype=torch.float64), accumulate=True)  # row: true, column: called
-    right = table.diag()
-    present = table.sum(1) > 0
-    precision = (right / table.sum(0).clamp(min=1))[present].mean().item()
-    recall = (right / table.sum(1).clamp(min=1))[present].mean().item()
-    return {"accuracy": (right.sum() / len(asked)).item(), "precision": precision, "recall": recall}
+    confusion = torch.zeros(classes, classes, dtype=torch.float64)  # row: true, column: predicted
+    one = torch.ones((), dtype=torch.float64)
+    confusion.index_put_((labels, predicted), one, accumulate=True)
+    right = confusion.diag()
+    present = confusion.sum(1) > 0
+    precision = (right / confusion.sum(0).clamp(min=1))[present].mean().item()
+    recall = (right / confusion.sum(1).clamp(min=1))[present].mean().item()
+    accuracy = (right.sum() / len(labels)).item()
+    return {"accuracy": accuracy, "precision": precision, "recall": recall}
 
 
 def train_classifier(real, generated, test, args, augment, seed, device, bar=None):
-    """Train a classifier on the Images `real`, with `generated` as half of every batch if that is not None, and measure
-    it on the Images `test`: scores. augment: with `classical`.
+    """Train a classifier on the Images `real`, measure it on the Images `test`: scores.
 
-    --steps batches drawn with replacement; AdamW, its rate warmed up to 0.002 and brought to 0 (one cycle).
+    generated: Images that make up half of each batch, or None. augment: change the images with
+    `classical`. --steps batches are drawn with replacement. The rate of AdamW rises to 0.002 and
+    falls to 0 (one cycle).
     """
-    precision = datasets.pick_device(args.device)[1]
+    _, precision = training.pick_device(args.device)
+    parts = []
+    for data in (real, generated):
+        if data is not None:
+            parts.append((data.images.to(device), data.labels.to(device)))
+    count = args.batch // len(parts)  # of each part; --batch is even
+    flip = may_flip(test, args)
+    channels = real.images.shape[1]
+    classes = len(test.classes)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network = resnet18(real.images.shape[1], len(test.classes), real.images.shape[-1], args.width)
+        network = resnet18(channels, classes, real.images.shape[-1], args.width)
         network.to(device, memory_format=layout(device)).train()
-        optimiser = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, args.steps, cycle_momentum=False)
-        parts = [(data.images.to(device), data.labels.to(device)) for data in (real, generated) if data is not None]
-        flip = may_flip(test, args)
+        optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
+        cycle = torch.optim.lr_scheduler.OneCycleLR
+        schedule = cycle(optimizer, 2e-3, args.steps, cycle_momentum=False)
         for _ in range(args.steps):
-            count = args.batch // len(parts)  # of each part; --batch is even
-            drawn = [torch.randint(len(images), (count,), device=device) for images, _ in parts]
-            x = torch.cat([images[rows] for (images, _), rows in zip(parts, drawn, strict=True)])
-            labels = torch.cat([classes[rows] for (_, classes), rows in zip(parts, drawn, strict=True)])
-            x = datasets.from_uint8(x)
+            rows = [torch.randint(len(images), (count,), device=device) for images, _ in parts]
+            pairs = list(zip(parts, rows, strict=True))
+            images = datasets.from_uint8(torch.cat([part[0][chosen] for part, chosen in pairs]))
+            labels = torch.cat([part[1][chosen] for part, chosen in pairs])
             if augment:
-                x = classical(x, flip)
-            x = x.contiguous(memory_format=layout(device))
-            with datasets.autocast(device, precision):
-                logits = network(x)
+                images = classical(images, flip)
+            images = images.contiguous(memory_format=layout(device))
+            with training.autocast(device, precision):
+                logits = network(images)
             loss = F.cross_entropy(logits.float(), labels)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
             if bar is not None:
                 bar.update()
     network.eval()
+    predicted = []
     with torch.no_grad():
-        found = [network(datasets.from_uint8(part.to(device))).argmax(1).cpu() for part in test.images.split(500)]
-    return scores(test.labels, torch.cat(found), len(test.classes))
+        for part in test.images.split(500):
+            logits = network(datasets.from_uint8(part.to(device)))
+            predicted.append(logits.argmax(1).cpu())
+    return scores(test.labels, torch.cat(predicted), classes)
 
 
-# ---------------------------------------------------------------------------------------------- the generator
+# ------------------------------------------------------------------------------------ the generator
 
 TRAINED_WITH = {  # flags for a few hundred images; --generator-flags come after them and win
     "ddpm": "--preset small",
@@ -264,78 +289,95 @@ TRAINED_WITH = {  # flags for a few hundred images; --generator-flags come after
 
 
 def check_knows_classes(checkpoint, source):
-    if checkpoint["script"] not in GENERATORS:
-        raise InputError(f"'{source}' was made by {checkpoint['script']}.py, which knows no classes")
+    """InputError if the model of the checkpoint cannot be asked for a class."""
+    script = training.load_script(checkpoint["script"])
+    if not hasattr(script, "asked_labels") or len(checkpoint["data"]["classes"]) < 2:
+        raise InputError(f"'{source}' is a model of {script.SCRIPT}.py that knows no classes")
 
 
 def check_no_leak(checkpoint, source, path, data):
-    """InputError unless the checkpoint was trained on `data`, which was loaded from `path`, and on nothing else."""
+    """InputError unless the checkpoint was trained on `data` only. path: where the data lie."""
     if checkpoint["data"]["fingerprint"] != data.fingerprint:
-        raise InputError(
-            f"'{source}' was not trained on this subset (fingerprints differ): train one with --data {path}"
-        )
+        words = "was not trained on this subset (fingerprints differ)"
+        raise InputError(f"'{source}' {words}: train one with --data {path}")
 
 
-def generator_arguments(args, data, path, folder, device):
-    """What a generator is trained with, as its script's parsed arguments. data: the subset, which lies at `path`."""
+def generator_flags(args, data, path, folder, device):
+    """The command line that trains a generator on `data`, which lies at `path`, checked."""
     flags = [*shlex.split(TRAINED_WITH[args.generator]), "--batch", str(min(32, len(data.images)))]
-    flags += ["--flip"] if args.generator == "ddpm" and may_flip(data, args) else []
-    flags += ["--data", str(path), "--size", str(args.size), "--device", str(device), "--eval-images", "0"]
+    if args.generator == "ddpm" and may_flip(data, args):
+        flags.append("--flip")
+    flags += ["--data", str(path), "--size", str(args.size), "--device", str(device)]
+    flags += ["--eval-images", "0"]
     try:
         flags += shlex.split(args.generator_flags)
     except ValueError as problem:
         raise InputError(f"--generator-flags {args.generator_flags}: {problem}") from None
+    flags += ["--out", str(folder)]
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said:
-            return importlib.import_module(args.generator).parse_args([*flags, "--out", str(folder)])
+        with contextlib.redirect_stderr(io.StringIO()) as stderr:
+            training.load_script(args.generator).parse_args(flags)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        problem = said.getvalue().strip().partition("error: ")[2]
-        raise InputError(f"--generator-flags: {problem.replace('see ', f'see python {args.generator}.py ')}") from None
+        problem = stderr.getvalue().strip().partition("error: ")[2]
+        problem = problem.replace("see ", f"see python {args.generator}.py ")
+        raise InputError(f"--generator-flags: {problem}") from None
+    return flags
 
 
 def trained_generator(args, data, path, folder, device):
-    """Train a generator on the subset `data`, which lies at `path`, or go on with it: its checkpoint."""
-    script = importlib.import_module(args.generator)
+    """Train a generator on the subset `data`, which lies at `path`, or go on: its checkpoint."""
+    script = training.load_script(args.generator)
+    flags = None
     if not (folder / "last.pt").exists():
-        script.main(generator_arguments(args, data, path, folder, device))
+        flags = generator_flags(args, data, path, folder, device)
     else:
-        steps = json.loads((folder / "args.json").read_text(encoding="utf-8"))["steps"]
-        if datasets.read_checkpoint(folder)["step"] < steps:
-            script.main(script.parse_args(["--resume", str(folder), "--device", str(device)]))
-    return datasets.read_checkpoint(folder)
+        total = json.loads((folder / "args.json").read_text(encoding="utf-8"))["steps"]
+        if training.read_checkpoint(folder)["step"] < total:
+            flags = ["--resume", str(folder), "--device", str(device)]
+    if flags is not None:
+        code = script.main(flags)
+        if code:  # Ctrl-C: the generator's run was saved
+            sys.exit(code)
+    return training.read_checkpoint(folder)
 
 
 def generated_images(args, count, data, folder, device):
-    """The images that a generator of this subset makes, as Images: read where they are kept, else made and kept.
+    """The images that a generator of this subset makes, as Images; made once, then read.
 
     data: the subset of `count` images a class, as it was read from subset-<count>.npz in `folder`.
     """
-    kept, path = folder / f"generated-{count}.npz", folder / f"subset-{count}.npz"
-    if not kept.exists():
+    file = folder / f"generated-{count}.npz"
+    path = folder / f"subset-{count}.npz"
+    if not file.exists():
         if args.generator in GENERATORS:
             source = folder / f"{args.generator}-{count}"
             checkpoint = trained_generator(args, data, path, source, device)
         else:
-            checkpoint, source = datasets.read_checkpoint(args.generator), args.generator
+            source = args.generator
+            checkpoint = training.read_checkpoint(source)
         check_no_leak(checkpoint, source, path, data)
-        script, made = importlib.import_module(checkpoint["script"]), []
-        for number in tqdm(range(len(data.classes)), desc=f"{args.add} images of each class", disable=None):
-            made.append(script.generate(checkpoint, args.add, seed=1000 + number, device=device, label=number))
+        script, model = training.open_model(checkpoint, device)
+        made = []
+        labels = range(len(data.classes))
+        for label in tqdm(labels, desc=f"{args.add} images of each class", disable=None):
+            made.append(script.generate(model, args.add, seed=1000 + label, label=label))
         labels = torch.arange(len(data.classes)).repeat_interleave(args.add)
-        save_arrays(kept, torch.cat(made), labels, data.classes)
-    made = datasets.load(kept, args.size)
+        save_arrays(file, torch.cat(made), labels, data.classes)
+    generated = datasets.load(file, args.size)
     rows = []
-    for number in range(min(len(data.classes), 10)):  # real ones at the left, generated ones at the right
-        for part in (data, made):
-            images = part.images[part.labels == number][:8]
-            rows.append(torch.cat([images, torch.full_like(images[:1], 255).repeat(8 - len(images), 1, 1, 1)]))
-    datasets.save_picture(datasets.grid(torch.cat(rows), 16), folder / f"generated-{count}.png")
-    return made
+    for label in range(min(len(data.classes), 10)):  # real at the left, generated at the right
+        for part in (data, generated):
+            images = part.images[part.labels == label][:8]
+            white = torch.full_like(images[:1], 255).repeat(8 - len(images), 1, 1, 1)
+            rows.append(torch.cat([images, white]))
+    picture = datasets.grid(torch.cat(rows), 16)
+    datasets.save_picture(picture, folder / f"generated-{count}.png")
+    return generated
 
 
-# --------------------------------------------------------------------------------------------------- the verdict
+# -------------------------------------------------------------------------------------- the verdict
 
 
 def mean_and_error(values):
@@ -343,84 +385,109 @@ def mean_and_error(values):
     return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
-def compared(values, others):
-    """Pairs of scores in [0, 1] -> mean difference and its standard error, times 100, and p of the paired t-test.
+def compared(scores, others):
+    """Pairs of scores in [0, 1] -> mean difference and its standard error, times 100, and p.
 
-    Where all pairs differ alike the t-test has nothing to divide by, and p is that of the sign test.
+    p is that of the paired t-test. If all differences are equal, there is nothing to divide by, and
+    p is that of the sign test.
     """
-    differences = [100 * (a - b) for a, b in zip(values, others, strict=True)]
+    differences = [100 * (a - b) for a, b in zip(scores, others, strict=True)]
     mean, error = mean_and_error(differences)
-    if error < 1e-9:
-        return mean, error, 1.0 if abs(mean) < 1e-9 else 2 * 0.5 ** len(differences)
-    return mean, error, float(stats.ttest_rel(values, others).pvalue)
+    if error >= 1e-9:
+        return mean, error, float(stats.ttest_rel(scores, others).pvalue)
+    return mean, error, 1.0 if abs(mean) < 1e-9 else 2 * 0.5 ** len(differences)
 
 
-def holm(found):
-    """Many comparisons at once: their p made larger, so that with 5 % one or more of them is wrong by chance alone.
+def holm(p_values):
+    """Correct for many comparisons: with 5 %, chance alone finds one or more in 5 % of all studies.
 
-    Holm 1979: the smallest p times their number, the next times one less, and so on, and none below an earlier one.
+    Holm 1979: the smallest p times their number, the next times one less, and so on, and none below
+    an earlier one.
     """
-    order, adjusted, least = sorted(range(len(found)), key=found.__getitem__), [0.0] * len(found), 0.0
-    for rank, k in enumerate(order):
-        adjusted[k] = least = max(least, min(1.0, (len(found) - rank) * found[k]))
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
     return adjusted
 
 
 def in_words(mean, error, p):
     """What a comparison means, at the 5 % level."""
     if p >= 0.05:
-        return f"makes no difference beyond noise ({mean:+.1f} ± {error:.1f} points of accuracy, p = {p:.2g})"
-    return f"{'helps' if mean > 0 else 'hurts'} by {abs(mean):.1f} ± {error:.1f} points of accuracy (p = {p:.2g})"
+        figures = f"{mean:+.1f} ± {error:.1f} points of accuracy, p = {p:.2g}"
+        return f"makes no difference beyond noise ({figures})"
+    verb = "helps" if mean > 0 else "hurts"
+    return f"{verb} by {abs(mean):.1f} ± {error:.1f} points of accuracy (p = {p:.2g})"
 
 
 def verdict(results, args, name, tested):
     """One paragraph. results: {(images a class, arm): [scores of each seed]}."""
     counts = sorted({count for count, _ in results})
     source = f"{args.generator}.py" if args.generator in GENERATORS else args.generator
-    text = [f"{name}, {args.add} images of each class generated by {source}, tested on {tested:,} real images:"]
-    pairs = [[[s["accuracy"] for s in results[count, arm]] for arm in pair] for count in counts for pair in PAIRS]
-    found = [compared(*pair) for pair in pairs]
-    found = [(mean, error, p) for (mean, error, _), p in zip(found, holm([p for *_, p in found]), strict=True)]
-    for count, alone, augmented in zip(counts, found[::2], found[1::2], strict=True):
-        words = "with" if count == counts[0] else "With"
-        text.append(f"{words} {count} real images of each class, adding them {in_words(*alone)}; where classical "
-                    f"augmentation is used anyway, it {in_words(*augmented)}.")  # fmt: skip
-    helps, hurts = (sum(p < 0.05 and mean * sign > 0 for mean, _, p in found) for sign in (1, -1))
-    share = statistics.mean(value for pair in pairs for values in pair for value in values)
-    text.append(
-        f"Of {len(found)} comparisons {helps} show{'s' * (helps == 1)} that it helps, {hurts} that it hurts, "
-        f"{len(found) - helps - hurts} neither (p after Holm). ± is the standard error over {args.seeds} trainings of "
-        "the classifier. The subset, the generator and the test images are the same in all of them: other ones may "
-        f"differ by more, and {tested:,} test images alone leave any accuracy uncertain by "
-        f"{100 * math.sqrt(share * (1 - share) / tested):.1f} points."
+    made = f"{args.add} images of each class generated by {source}"
+    sentences = [f"{name}, {made}, tested on {tested:,} real images:"]
+    pairs = []
+    for count in counts:
+        for pair in PAIRS:
+            pairs.append([[s["accuracy"] for s in results[count, arm]] for arm in pair])
+    raw = [compared(*pair) for pair in pairs]
+    adjusted = holm([p for _, _, p in raw])
+    tests = [(mean, error, p) for (mean, error, _), p in zip(raw, adjusted, strict=True)]
+    for count, alone, with_classical in zip(counts, tests[::2], tests[1::2], strict=True):
+        first = "with" if count == counts[0] else "With"
+        sentences.append(
+            f"{first} {count} real images of each class, adding them {in_words(*alone)}; where "
+            f"classical augmentation is used anyway, it {in_words(*with_classical)}."
+        )
+    helps = sum(p < 0.05 and mean > 0 for mean, _, p in tests)
+    hurts = sum(p < 0.05 and mean < 0 for mean, _, p in tests)
+    accuracy = statistics.mean(value for pair in pairs for values in pair for value in values)
+    uncertain = 100 * math.sqrt(accuracy * (1 - accuracy) / tested)
+    sentences.append(
+        f"Of {len(tests)} comparisons {helps} show{'s' if helps == 1 else ''} that it helps, "
+        f"{hurts} that it hurts, {len(tests) - helps - hurts} neither (p after Holm). ± is the "
+        f"standard error over {args.seeds} trainings of the classifier. The subset, the generator "
+        "and the test images are the same in all of them: others may differ by more, and "
+        f"{tested:,} test images alone leave any accuracy uncertain by {uncertain:.1f} points."
     )
-    return " ".join(text)
+    return " ".join(sentences)
 
 
 def table(results):
     """Markdown: a row for each number of images and arm, mean ± standard error in percent."""
-    lines = ["| real images a class | trained on | accuracy, % | precision, % | recall, % |", "|---|---|---|---|---|"]
-    for (count, arm), found in results.items():
-        cells = ["{:.1f} ± {:.1f}".format(*mean_and_error([100 * s[score] for s in found])) for score in SCORES]
+    lines = [
+        "| real images a class | trained on | accuracy, % | precision, % | recall, % |",
+        "|---|---|---|---|---|",
+    ]
+    for (count, arm), of_seeds in results.items():
+        cells = []
+        for score in SCORES:
+            mean, error = mean_and_error([100 * values[score] for values in of_seeds])
+            cells.append(f"{mean:.1f} ± {error:.1f}")
         lines.append(f"| {count} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw_curve(results, path, title):
-    """Accuracy against the number of real images, one line for each arm, with standard errors."""
+    """Accuracy over the number of real images, a line for each arm, with standard errors."""
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ImportError:
-        return print("curve.png is not drawn: matplotlib is not installed", file=sys.stderr)
+        print("curve.png is not drawn: matplotlib is not installed", file=sys.stderr)
+        return
     figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
     axis = figure.subplots()
     counts = sorted({count for count, _ in results})
-    styles = {"real": ("#555555", "o-"), "real+classical": ("#1f77b4", "o-"), "real+generated": ("#d95f02", "s--"),
-              "real+both": ("#1b9e77", "s--")}  # fmt: skip
-    for arm in ARMS:
-        points = [mean_and_error([100 * s["accuracy"] for s in results[count, arm]]) for count in counts]
-        color, style = styles[arm]
-        axis.errorbar(counts, *zip(*points, strict=True), color=color, fmt=style, capsize=3, label=arm)
+    styles = {"real": ("#555555", "o-"), "real+classical": ("#1f77b4", "o-")}
+    styles |= {"real+generated": ("#d95f02", "s--"), "real+both": ("#1b9e77", "s--")}
+    for arm, (color, style) in styles.items():
+        points = []
+        for count in counts:
+            points.append(mean_and_error([100 * s["accuracy"] for s in results[count, arm]]))
+        means, errors = zip(*points, strict=True)
+        axis.errorbar(counts, means, errors, color=color, fmt=style, capsize=3, label=arm)
     axis.set_xscale("log")
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
@@ -429,78 +496,99 @@ def draw_curve(results, path, title):
     axis.set_title(title, fontsize=11, parse_math=False)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
-    datasets.write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
+    write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-# ---------------------------------------------------------------------------------------------------------- main
+# --------------------------------------------------------------------------------------------- main
 
 
 def read_results(path):
-    """results.csv -> {(images a class, arm, seed): scores}; a last line that was cut off is left out."""
-    found = {}
+    """results.csv -> {(images a class, arm, seed): scores}. A line that was cut off is left out."""
+    results = {}
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 with contextlib.suppress(TypeError, ValueError, KeyError):
-                    key = int(row["per_class"]), row["arm"], int(row["seed"])
-                    found[key] = {score: float(row[score]) for score in SCORES}
-    return found
+                    key = (int(row["per_class"]), row["arm"], int(row["seed"]))
+                    results[key] = {score: float(row[score]) for score in SCORES}
+    return results
 
 
-def write_results(path, found):
+def write_results(path, results):
     lines = [",".join(["per_class", "arm", "seed", *SCORES])]
-    lines += [",".join(map(str, [*key, *(values[score] for score in SCORES)])) for key, values in found.items()]
-    datasets.write_text(path, "\n".join(lines) + "\n")
+    for key, values in results.items():
+        cells = [*key, *(values[score] for score in SCORES)]
+        lines.append(",".join(map(str, cells)))
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def resumed(args):
     """--resume: the settings that the run began with."""
     try:
-        kept = json.loads((Path(args.resume) / "settings.json").read_text(encoding="utf-8"))
-        if missing := {*vars(args), "fingerprint"} - kept.keys():
-            raise ValueError(missing)
+        path = Path(args.resume) / "settings.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if {*vars(args), "fingerprint"} - settings.keys():
+            raise ValueError("settings are missing")
     except (OSError, ValueError, AttributeError):
-        raise InputError(f"'{args.resume}' is no run of augment.py (settings.json is missing or damaged)") from None
-    device = {"device": args.device} if args.device != "auto" else {}
-    return argparse.Namespace(**kept | device | {"resume": args.resume})
+        words = "is no run of augment.py (settings.json is missing or damaged)"
+        raise InputError(f"'{args.resume}' {words}") from None
+    settings["resume"] = args.resume
+    if args.device != "auto":
+        settings["device"] = args.device
+    return argparse.Namespace(**settings)
 
 
-def main(args):
-    args = resumed(args) if args.resume else args
-    device, _ = datasets.pick_device(args.device)
-    args.size = args.size or datasets.default_size(args.data)
+def labelled_data(args):
+    """The Images to train on and those to test on. Without a split, a fifth is held out."""
     data, test = datasets.load_parts(args.data, args.size)
     if data.labels is None:
-        raise InputError(f"'{args.data}' has no labels, which a classifier needs: one sub-folder for each class")
-    if test is None:  # no split of its own: a fifth is held out, and no subset is drawn from it
+        words = "has no labels, which a classifier needs: one sub-folder for each class"
+        raise InputError(f"'{args.data}' {words}")
+    if test is None:
         if len(data.images) < 10:
-            raise InputError(f"'{args.data}' has {len(data.images)} images: too few to hold some out")
+            raise InputError(
+                f"'{args.data}' has {len(data.images)} images: too few to hold some out"
+            )
         data, test = datasets.load_parts(args.data, args.size, len(data.images) // 5)
-    for count in args.per_class:  # what is wrong with the input is told before anything is written
+    return data, test
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    args = resumed(args) if args.resume else args
+    device, _ = training.pick_device(args.device)
+    args.size = args.size or datasets.default_size(args.data)
+    data, test = labelled_data(args)
+    for count in args.per_class:  # wrong input fails before anything is written
         few = subset(data, count)
         if args.generator in GENERATORS:
-            generator_arguments(args, few, "subset", "generator", device)
+            generator_flags(args, few, "subset", "generator", device)
     if args.generator not in GENERATORS:
-        check_knows_classes(datasets.read_checkpoint(args.generator), args.generator)
+        check_knows_classes(training.read_checkpoint(args.generator), args.generator)
     if args.resume:
         folder = Path(args.resume)
-        if args.fingerprint != data.fingerprint:  # other images might be held out now, and some of these in the subset
-            raise InputError(f"'{args.data}' has changed since this run began (its fingerprint differs)")
+        if args.fingerprint != data.fingerprint:
+            # other images might be held out now, and some of these lie in the subset
+            words = "has changed since this run began (its fingerprint differs)"
+            raise InputError(f"'{args.data}' {words}")
     else:
         args.fingerprint = data.fingerprint
-        folder = datasets.new_run("augment", argparse.Namespace(out=args.out, preset=None), data.name)
-        datasets.write_text(folder / "settings.json", json.dumps(vars(args), indent=1))
-    with datasets.locked(folder / ".lock", busy=f"another process is working in '{folder}'"):
+        folder = new_directory(args.out, Path("runs") / f"augment-{data.name}")
+        write_text(folder / "settings.json", json.dumps(vars(args), indent=1))
+    with locked(folder / ".lock", busy=f"another process is working in '{folder}'"):
         try:
             work(args, data, test, folder, device)
-        except (KeyboardInterrupt, SystemExit):  # the generator's training ends with the latter
+        except (KeyboardInterrupt, SystemExit):
             print(f"go on with: python augment.py --resume {folder}", file=sys.stderr)
             raise
 
 
 def work(args, data, test, folder, device):
-    """Everything in the run directory that is not there yet."""
-    print(f"{data.name} {args.size}x{args.size}, {len(data.classes)} classes; tested on {len(test.images)} real images")
+    """Do everything in the run directory that is not there yet."""
+    classes = f"{len(data.classes)} classes"
+    print(
+        f"{data.name} {args.size}x{args.size}, {classes}; tested on {len(test.images)} real images"
+    )
     done = read_results(folder / "results.csv")
     for count in args.per_class:
         path = folder / f"subset-{count}.npz"
@@ -508,28 +596,32 @@ def work(args, data, test, folder, device):
             part = subset(data, count)
             save_arrays(path, part.images, part.labels, part.classes)
         few = datasets.load(path, args.size)
-        made = generated_images(args, count, few, folder, device)
-        missing = [(seed, arm) for seed in range(args.seeds) for arm in ARMS if (count, arm, seed) not in done]
-        print(f"{len(missing)} classifiers to train on {count} images of each class", flush=True)
-        with tqdm(
-            total=len(missing) * args.steps, desc=f"classifiers, {count} a class", unit="step", disable=None
-        ) as bar:
-            for seed, arm in missing:
-                generated = made if arm in ("real+generated", "real+both") else None
+        generated = generated_images(args, count, few, folder, device)
+        jobs = [(seed, arm) for seed in range(args.seeds) for arm in ARMS]
+        jobs = [(seed, arm) for seed, arm in jobs if (count, arm, seed) not in done]
+        print(f"{len(jobs)} classifiers to train on {count} images of each class", flush=True)
+        title = f"classifiers, {count} a class"
+        total = len(jobs) * args.steps
+        with tqdm(total=total, desc=title, unit="step", disable=None) as bar:
+            for seed, arm in jobs:
+                extra = generated if arm in ("real+generated", "real+both") else None
                 augment = arm in ("real+classical", "real+both")
-                found = train_classifier(few, generated, test, args, augment, seed, device, bar)
-                done[count, arm, seed] = found
+                result = train_classifier(few, extra, test, args, augment, seed, device, bar)
+                done[count, arm, seed] = result
                 write_results(folder / "results.csv", done)
                 if bar.disable:
-                    print(f"{count} a class, {arm}, seed {seed}: accuracy {100 * found['accuracy']:.1f} %", flush=True)
-    results = {
-        (count, arm): [done[count, arm, seed] for seed in range(args.seeds)] for count in args.per_class for arm in ARMS
-    }
+                    accuracy = f"accuracy {100 * result['accuracy']:.1f} %"
+                    print(f"{count} a class, {arm}, seed {seed}: {accuracy}", flush=True)
+    results = {}
+    for count in args.per_class:
+        for arm in ARMS:
+            results[count, arm] = [done[count, arm, seed] for seed in range(args.seeds)]
     text = f"{table(results)}\n\n{verdict(results, args, data.name, len(test.images))}\n"
-    datasets.write_text(folder / "table.md", text)
-    draw_curve(results, folder / "curve.png", f"{data.name}, {args.add} generated images of each class")
+    write_text(folder / "table.md", text)
+    title = f"{data.name}, {args.add} generated images of each class"
+    draw_curve(results, folder / "curve.png", title)
     print(f"\n{text}\neverything is in {folder}")
 
 
 if __name__ == "__main__":
-    datasets.run_program("augment.py", main, ARGS)
+    run_program(main)
