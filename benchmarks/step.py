@@ -1,30 +1,30 @@
-"""Training throughput: the textbook's loop against ours, script by script, each in one interleaved run.
+"""Training throughput: a textbook loop against our step, script by script, in interleaved runs.
 
-    python benchmarks/step.py                          # 64x64, the reports' networks: some minutes on two cores
+    python benchmarks/step.py                          # 64x64, the reports' networks: minutes
     python benchmarks/step.py --scripts dcgan --rounds 9 --steps 20    # on a GPU
-    python benchmarks/step.py --ablation               # what each trick gives: ours without it, beside ours
+    python benchmarks/step.py --ablation               # ours without each of its tricks
 
-Textbook: our networks, trained as tutorials do it, from image files on disk. An ImageFolder is read by a DataLoader
-with two workers (Resize, ToTensor, Normalize); fp32, contiguous; Adam in its plain loop; `.item()` of every loss at
-every step; and in dcgan and cgan the backward pass of the generator's step also computes the discriminator's
-gradients, which nobody uses (pytorch/examples). In wgan_gp the critic's loss runs back into the generator as well,
-real, generated and mixed images pass the critic one after the other (PyTorch-GAN); one step is 5 updates of the critic
-and 1 of the generator, and images are those that the critic saw as real. Ours: the script's train_step with the device,
-precision and batches of its main.
+Textbook: our networks, trained as tutorials do it, from image files on disk. A DataLoader with two
+workers reads an ImageFolder (Resize, ToTensor, Normalize). Everything is in fp32 and contiguous,
+Adam runs in its plain loop, and every step calls `.item()` on every loss. In the GANs, the backward
+pass of the generator's update also computes the discriminator's gradients, which nobody uses
+(pytorch/examples). In wgan_gp, the critic's loss also runs back into the generator, and real,
+generated and mixed images pass the critic one after the other (PyTorch-GAN).
 
-The two take turns, so that a machine that slows down or speeds up does so for both; each in a process of its own, which
-stands still while it is not its turn. The ratio is taken round by round; its median, smallest and largest value are
-printed. Warm-up steps of both come first and are not counted.
+Ours: the update functions of the script, with the batches, device and precision of its main. A step
+of wgan_gp is 5 updates of the critic and 1 of the generator. Its images a second are those that the
+critic sees as real.
 
-The table at the end also says what an image costs in our step (floating-point operations of convolutions and matrix
-products, as PyTorch counts them), and which share of the device's own rate that makes: of a large convolution for the
-convolutional networks, of a large matrix product for vae_mlp, in the same precision.
+Both sides take turns, so that a machine that slows down or speeds up does so for both. Each has a
+process of its own, which is stopped while the other works. The ratio is taken in each round; its
+median, lowest and highest value are printed. Warm-up steps of both sides come first.
 
---ablation takes one trick at a time out of ours, and these variants take turns with ours in the same way: images
-decoded from files by the textbook's loader at every step; tensors contiguous instead of channels last; Adam weight by
-weight in a loop instead of one kernel; on Linux, memory that goes back to the system when it is freed; and where ours
-has them, oneDNN's convolutions instead of our own (processors with AMX), fp32 instead of bf16, and every operation
-launched by itself instead of the captured step.
+The last column of the table compares the operations of our step with the device's own rate, that of
+a large convolution (vae_mlp: a large matrix product) in the same precision.
+
+--ablation takes one trick at a time out of our step, and these variants take turns with ours:
+images decoded from files by the textbook's loader; tensors contiguous instead of channels last;
+Adam in a loop over the weights; and where ours has them, fp32 instead of bf16, and no CUDA graphs.
 """
 
 import argparse
@@ -38,43 +38,13 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH = {"dcgan": 64, "cgan": 64, "vae_mlp": 128, "cvae": 128, "wgan_gp": 64, "ddpm": 32}
-WIDTH = {"dcgan": 64, "cgan": 64, "vae_mlp": 512, "cvae": 64, "wgan_gp": 64, "ddpm": 32}
-
-
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(prog="step.py", description="Images a second: textbook loops against ours.")
-    parser.error = lambda message: parser.exit(2, f"step.py: error: {message} (see --help)\n")
-    parser.add_argument("--scripts", nargs="+", choices=list(BATCH), default=list(BATCH), help="[all]")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets [5]")
-    parser.add_argument(
-        "--steps",
-        type=int,
-        default=4,
-        help="steps in one turn [4]; above 2: vae_mlp 10 times as many, wgan_gp a fourth",
-    )
-    parser.add_argument("--batch", type=int, help="[64; autoencoders: 128, ddpm: 32]")
-    parser.add_argument("--size", type=int, default=64, help="[64]")
-    parser.add_argument("--width", type=int, help="[64; vae_mlp: 512, ddpm: 32]")
-    parser.add_argument("--ablation", action="store_true", help="ours without each of its tricks, beside ours")
-    parser.add_argument("--device", default="auto", help="[auto]")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of our side [auto]")
-    args = parser.parse_args(argv)
-    if min(args.rounds, args.steps, args.batch or 1, args.width or 1) < 1:
-        parser.error("--rounds, --steps, --batch and --width must be at least 1")
-    return args
-
-
-if __name__ == "__main__":
-    ARGS = parse_args()
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-sys.path[:0] = map(str, Path(__file__).resolve().parents[:2])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sides
 
 import cgan
@@ -82,39 +52,455 @@ import cvae
 import datasets
 import dcgan
 import ddpm
+import gan_resnet
+import training
 import vae_mlp
 import wgan_gp
+from sources import new_parser, number, run_program
 
-LATENT, CLASSES, CRITIC_STEPS = 100, 5, 5
-TRICKS = "data in memory", "channels last", "fused Adam", "kept memory", "own convolutions", "bf16", "captured step"
+BATCH = {"vae_mlp": 128, "cvae": 128, "ddpm": 32}  # 64 for the others
+WIDTH = {"vae_mlp": 512, "ddpm": 32}  # 64 for the others
+BETAS = {"dcgan": (0.5, 0.999), "gan_resnet": (0.5, 0.999), "cgan": (0.5, 0.999)}
+BETAS["wgan_gp"] = (0.0, 0.9)
+LATENT_DIM = 100  # of the GANs
+CLASSES = 5
+CRITIC_STEPS = 5
+TRICKS = ("data in memory", "channels last", "fused Adam", "bf16", "CUDA graph")
+
+
+def parse_args(argv=None):
+    parser = new_parser("step.py", __doc__)
+    add = parser.add_argument
+    some = number(int, 1)
+    scripts = list(OURS)
+    add("--scripts", nargs="+", choices=scripts, default=scripts, metavar="NAME", help="[all]")
+    add("--rounds", type=some, default=5, help="turns of each side [%(default)s]")
+    words = "steps in a turn [4]; if more than 2, vae_mlp takes 10 times as many, wgan_gp a quarter"
+    add("--steps", type=some, default=4, help=words)
+    add("--batch", type=some, help="[64; vae_mlp and cvae: 128, ddpm: 32]")
+    add("--size", type=some, default=64, help="[%(default)s]")
+    add("--width", type=some, help="[64; vae_mlp: 512, ddpm: 32]")
+    add("--ablation", action="store_true", help="ours against ours without each of its tricks")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
+    add("--precision", choices=training.PRECISIONS, default="auto", help="of our side [auto]")
+    return parser.parse_args(argv)
 
 
 def processor():
     """The name of the CPU, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def script_flags(args):
+    """The Namespace of the script that is measured, and its defaults where we don't say."""
+    given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
+    if args.script in GANS:
+        given.append(f"--latent-dim={LATENT_DIM}")
+    flags, _ = sys.modules[args.script].parse_args([*given, "--data=x"])
+    return flags
 
 
 def networks(args):
-    """The networks of one script, always with the same weights."""
+    """The networks of the script that is measured, always with the same weights."""
     torch.manual_seed(0)
+    flags = script_flags(args)
+    counts = [1000] * CLASSES
     if args.script == "dcgan":
-        generator = dcgan.Generator(args.size, 3, LATENT, args.width).apply(dcgan.init_weights)
-        return generator, dcgan.Discriminator(args.size, 3, args.width).apply(dcgan.init_weights)
-    if args.script == "wgan_gp":
-        chosen = wgan_gp.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"])
-        return wgan_gp.build(chosen, 3)
+        generator = dcgan.Generator(args.size, 3, LATENT_DIM, args.width)
+        generator.apply(dcgan.init_weights)
+        discriminator = dcgan.Discriminator(args.size, 3, args.width)
+        return [generator, discriminator.apply(dcgan.init_weights)]
+    if args.script == "gan_resnet":
+        generator = gan_resnet.Generator(args.size, 3, [1000], LATENT_DIM, args.width)
+        return [generator, gan_resnet.Discriminator(args.size, 3, 1)]
     if args.script == "cgan":
-        chosen = cgan.parse_args([f"--size={args.size}", f"--width={args.width}", f"--latent-dim={LATENT}", "--data=x"])
-        return cgan.make_generator(chosen, 3, CLASSES), cgan.make_discriminator(chosen, 3, CLASSES)
+        sizes = (LATENT_DIM, args.width, flags.class_scale)
+        generator = cgan.Generator(args.size, 3, counts, *sizes).apply(cgan.init_weights)
+        kind = (flags.d_norm, flags.condition)
+        discriminator = cgan.Discriminator(args.size, 3, CLASSES, args.width, *kind)
+        return [generator, discriminator.apply(cgan.init_weights)]
+    if args.script == "wgan_gp":
+        generator, critic = wgan_gp.make_networks(flags, 3)
+        generator.scale = torch.tensor([0.0, 1.0])[:, None, None, None]
+        return [generator, critic]
     if args.script == "ddpm":
-        return (ddpm.UNet(ddpm.parse_args([f"--size={args.size}", f"--width={args.width}", "--data=x"]), 3, CLASSES),)
+        return [ddpm.UNet(vars(flags), 3, counts)]
     if args.script == "vae_mlp":
-        return (vae_mlp.VAE(args.size, 3, 16, args.width),)
-    return (cvae.CVAE(args.size, 3, CLASSES, 256, args.width),)
+        return [vae_mlp.VAE(args.size, 3, 16, args.width, "bernoulli", 1.0)]
+    return [cvae.CVAE(args.size, 3, counts, 256, args.width, "gaussian", 1.0)]
+
+
+# ------------------------------------------------------------------------------- the textbook loops
+# Each is a generator that trains one step each time it is asked.
+
+
+def image_folder(args, folder, to_tensor):
+    """A DataLoader with two workers, which decode the files of a folder at every step."""
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    files = ImageFolder(folder, transforms.Compose([transforms.Resize(args.size), *to_tensor]))
+    options = {"shuffle": True, "num_workers": 2, "drop_last": True}
+    return torch.utils.data.DataLoader(files, args.batch, **options)
+
+
+def textbook(args, folder, device):
+    from torchvision import transforms
+
+    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    loader = image_folder(args, folder, [transforms.ToTensor(), normalize])
+    models = [network.to(device) for network in networks(args)]
+    return TEXTBOOK[args.script](loader, device, *models)
+
+
+def plain_adam(network, lr, betas=(0.9, 0.999)):
+    return torch.optim.Adam(network.parameters(), lr, betas, foreach=False, fused=False)
+
+
+def textbook_dcgan(loader, device, generator, discriminator, classes=()):
+    """After pytorch/examples dcgan/main.py, lines 190-260. classes: more input of both networks."""
+    opt_d = plain_adam(discriminator, 2e-4, (0.5, 0.999))
+    opt_g = plain_adam(generator, 2e-4, (0.5, 0.999))
+    criterion = nn.BCEWithLogitsLoss()
+    while True:
+        for real, _ in loader:
+            discriminator.zero_grad()
+            real = real.to(device)
+            label = torch.ones(len(real), device=device)
+            loss_real = criterion(discriminator(real, *classes), label)
+            loss_real.backward()
+            z = torch.randn(len(real), LATENT_DIM, device=device)
+            fake = generator(z, *classes)
+            label.fill_(0)
+            loss_fake = criterion(discriminator(fake.detach(), *classes), label)
+            loss_fake.backward()
+            opt_d.step()
+
+            generator.zero_grad()
+            label.fill_(1)
+            loss_g = criterion(discriminator(fake, *classes), label)
+            loss_g.backward()  # through the discriminator, whose gradients add up until zero_grad
+            opt_g.step()
+            yield loss_real.item(), loss_fake.item(), loss_g.item()
+
+
+def textbook_gan_resnet(loader, device, generator, discriminator):
+    """The loop of textbook_dcgan. All images are of one class, which these networks do not read."""
+    return textbook_dcgan(loader, device, generator, discriminator, [None])
+
+
+def textbook_cgan(loader, device, generator, discriminator):
+    """The loop of textbook_dcgan with the losses of R0b: hinge, and the cross-entropy of the class
+    on both kinds of images."""
+    opt_d = plain_adam(discriminator, 2e-4, (0.5, 0.999))
+    opt_g = plain_adam(generator, 2e-4, (0.5, 0.999))
+    while True:
+        for real, labels in loader:
+            real, labels = real.to(device), labels.to(device)
+            y = F.one_hot(labels, CLASSES).float()
+            discriminator.zero_grad()
+            score, logits = discriminator(real, y)
+            loss_real = F.relu(1 - score).mean() + F.cross_entropy(logits, labels)
+            loss_real.backward()
+            fake = generator(torch.randn(len(real), LATENT_DIM, device=device), y)
+            score, logits = discriminator(fake.detach(), y)
+            loss_fake = F.relu(1 + score).mean() + F.cross_entropy(logits, labels)
+            loss_fake.backward()
+            opt_d.step()
+
+            generator.zero_grad()
+            score, logits = discriminator(fake, y)
+            loss_g = F.cross_entropy(logits, labels) - score.mean()
+            loss_g.backward()  # through the discriminator, whose gradients add up until zero_grad
+            opt_g.step()
+            yield loss_real.item(), loss_fake.item(), loss_g.item()
+
+
+def textbook_wgan_gp(loader, device, generator, critic):
+    """After PyTorch-GAN wgan_gp.py, with its penalty repaired: one epsilon for each image, and the
+    norm over all values of the image."""
+    for module in critic.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, wgan_gp.LeakyReLU):
+                setattr(module, name, nn.LeakyReLU(child.slope, inplace=True))
+    opt_c = plain_adam(critic, 1e-4, (0.0, 0.9))
+    opt_g = plain_adam(generator, 1e-4, (0.0, 0.9))
+    updates = 0
+    while True:
+        for real, _ in loader:
+            real = real.to(device)
+            opt_c.zero_grad()
+            fake = generator(torch.randn(len(real), LATENT_DIM, device=device))
+            scores_real = critic(real)
+            scores_fake = critic(fake)
+            epsilon = torch.rand(len(real), 1, 1, 1, device=device)
+            x = (epsilon * real.data + (1 - epsilon) * fake.data).requires_grad_(True)
+            scores = critic(x)
+            ones = torch.ones_like(scores)
+            (slopes,) = torch.autograd.grad(scores, x, ones, create_graph=True, retain_graph=True)
+            penalty = ((slopes.view(len(real), -1).norm(2, dim=1) - 1) ** 2).mean()
+            loss_c = scores_fake.mean() - scores_real.mean() + 10 * penalty
+            loss_c.backward()  # through the generator, too
+            opt_c.step()
+            updates += 1
+            if updates % CRITIC_STEPS == 0:
+                opt_g.zero_grad()
+                z = torch.randn(len(real), LATENT_DIM, device=device)
+                loss_g = -critic(generator(z)).mean()
+                loss_g.backward()
+                opt_g.step()
+                yield loss_c.item(), loss_g.item(), penalty.item()
+
+
+def textbook_ddpm(loader, device, unet):
+    """Algorithm 1 of Ho et al., as tutorials write it."""
+    optimizer = plain_adam(unet, 2e-4)
+    signal, spread = unet.mixture[:, :, None, None, None]
+    while True:
+        for x, labels in loader:
+            x, labels = x.to(device), labels.to(device)
+            t = torch.randint(1, len(signal), (len(x),), device=device)
+            noise = torch.randn_like(x)
+            loss = F.mse_loss(unet(signal[t] * x + spread[t] * noise, t, labels), noise)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield (loss.item(),)
+
+
+def textbook_vae(loader, device, model):
+    """After pytorch/examples vae/main.py; for cvae.py with labels and the squared error of R0."""
+    optimizer = plain_adam(model, 1e-3)
+    while True:
+        for x, labels in loader:
+            x, labels = x.to(device), labels.to(device)
+            eps = torch.randn(len(x), model.latent_dim, device=device)
+            if isinstance(model, cvae.CVAE):
+                output, mu, logvar = model(x, labels, eps)
+                nats = F.mse_loss(torch.tanh(output), x, reduction="sum")
+            else:
+                output, mu, logvar = model(x, eps)
+                output = torch.sigmoid(output)
+                nats = F.binary_cross_entropy(output, (x + 1) / 2, reduction="sum")
+            kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            loss = nats + kl
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield loss.item(), nats.item(), kl.item()
+
+
+TEXTBOOK = {
+    "dcgan": textbook_dcgan,
+    "gan_resnet": textbook_gan_resnet,
+    "cgan": textbook_cgan,
+    "vae_mlp": textbook_vae,
+    "cvae": textbook_vae,
+    "wgan_gp": textbook_wgan_gp,
+    "ddpm": textbook_ddpm,
+}
+
+# ---------------------------------------------------------------------------------------- our loops
+# The same, as the main of each script does it.
+
+
+def ours(args, device, precision, without="", folder=None):
+    """without: the trick to leave out, one of TRICKS."""
+    flags = script_flags(args)
+    if without == "data in memory":
+        batches = from_files(args, folder, device)
+    else:
+        batches = datasets.Batches(some_images(args), args.batch, device)
+    layout = datasets.layout(device)
+    if without == "channels last":
+        layout = torch.contiguous_format
+        batches = contiguous(batches)
+    adam = training.adam_options(device)
+    if without == "fused Adam":
+        adam |= {"fused": False, "foreach": False}
+    models = []
+    optimizers = []
+    for model in networks(args):
+        models.append(model.to(device, memory_format=layout))
+        betas = BETAS.get(args.script, (0.9, 0.999))
+        optimizers.append(torch.optim.Adam(model.parameters(), flags.lr, betas, **adam))
+    if args.script == "wgan_gp":
+        models[0].scale = models[0].scale.to(device)
+    precision = "fp32" if without == "bf16" else precision
+    autocast = functools.partial(training.autocast, device, precision)
+    no_graph = without == "CUDA graph"
+    captured = functools.partial(training.captured, device=device, no_graph=no_graph)
+    return OURS[args.script](flags, batches, models, optimizers, autocast, captured)
+
+
+def from_files(args, folder, device):
+    """Batches like ours, which are decoded from files."""
+    from torchvision import transforms
+
+    loader = image_folder(args, folder, [transforms.PILToTensor()])
+    while True:
+        for images, labels in loader:
+            images = datasets.from_uint8(images.to(device))
+            yield images.contiguous(memory_format=datasets.layout(device)), labels.to(device)
+
+
+def contiguous(batches):
+    for images, labels in batches:
+        yield images.contiguous(), labels
+
+
+def our_dcgan(flags, batches, models, optimizers, autocast, captured):
+    opt_g, opt_d = optimizers
+    d_step = captured(functools.partial(dcgan.discriminator_step, *models, opt_d, autocast))
+    g_step = functools.partial(dcgan.generator_step, *models, opt_g, autocast, flags.batch)
+    g_step = captured(g_step)
+    while True:
+        real, _ = next(batches)
+        d_step(real, None)
+        yield g_step(None)
+
+
+def our_gan_resnet(flags, batches, models, optimizers, autocast, captured):
+    opt_g, opt_d = optimizers
+    d_step = captured(functools.partial(gan_resnet.discriminator_step, *models, opt_d, autocast))
+    g_step = functools.partial(gan_resnet.generator_step, *models, opt_g, autocast)
+    g_step = captured(functools.partial(g_step, flags.similarity))
+    while True:
+        real, labels = next(batches)
+        y = torch.ones(len(real), 1, device=real.device)
+        d_step(real, y, None)
+        yield g_step(real, y, None)
+
+
+def our_cgan(flags, batches, models, optimizers, autocast, captured):
+    opt_g, opt_d = optimizers
+    d_step = captured(functools.partial(cgan.discriminator_step, *models, opt_d, autocast, flags))
+    g_step = captured(functools.partial(cgan.generator_step, *models, opt_g, autocast, flags))
+    while True:
+        real, labels = next(batches)
+        d_step(real, labels, None, take_r1=False)
+        yield g_step(labels, None)
+
+
+def our_wgan_gp(flags, batches, models, optimizers, autocast, captured):
+    opt_g, opt_c = optimizers
+    c_step = functools.partial(wgan_gp.critic_step, *models, opt_c, autocast, flags.penalty_weight)
+    c_step = captured(c_step)
+    g_step = functools.partial(wgan_gp.generator_step, *models, opt_g, autocast, flags.batch)
+    g_step = captured(g_step)
+    while True:
+        for _ in range(CRITIC_STEPS):
+            real, _ = next(batches)
+            c_step(real, None, None, stage=0)
+        yield g_step(None, None, stage=0)
+
+
+def our_vae_mlp(flags, batches, models, optimizers, autocast, captured):
+    step = captured(functools.partial(vae_mlp.train_step, *models, *optimizers, autocast))
+    while True:
+        images, _ = next(batches)
+        yield step(images, training.scalar(flags.kl_weight, images.device))
+
+
+def our_cvae(flags, batches, models, optimizers, autocast, captured):
+    step = captured(functools.partial(cvae.train_step, *models, *optimizers, autocast))
+    while True:
+        images, labels = next(batches)
+        yield step(images, labels, training.scalar(flags.kl_weight, images.device))
+
+
+def our_ddpm(flags, batches, models, optimizers, autocast, captured):
+    step = functools.partial(ddpm.unet_step, *models, *optimizers, autocast)
+    step = captured(functools.partial(step, flags.drop_label, flags.flip))
+    while True:
+        yield step(*next(batches))
+
+
+OURS = {
+    "dcgan": our_dcgan,
+    "gan_resnet": our_gan_resnet,
+    "cgan": our_cgan,
+    "vae_mlp": our_vae_mlp,
+    "cvae": our_cvae,
+    "wgan_gp": our_wgan_gp,
+    "ddpm": our_ddpm,
+}
+GANS = ("dcgan", "gan_resnet", "cgan", "wgan_gp")
+
+# ------------------------------------------------------------------------------------- measurements
+
+
+def images_in(args):
+    """Images in one step."""
+    return args.batch * (CRITIC_STEPS if args.script == "wgan_gp" else 1)
+
+
+def wait(device):
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def rate(loop, args, device):
+    """Images a second in one turn. Waits for the device at both ends."""
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(args.steps):
+        next(loop)
+    wait(device)
+    return args.steps * images_in(args) / (time.perf_counter() - start)
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations of convolutions and matrix products.
+
+    With PyTorch's formulas; its FlopCounterMode also follows modules, and stumbles there over the
+    second derivative of the gradient penalty.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        formula = flop_registry.get(function._overloadpacket)
+        if formula:
+            self.count += formula(*args, **kwargs, out_val=result)
+        return result
+
+
+@torch.no_grad()
+def device_rate(script, device, precision):
+    """Floating-point operations a second of one large layer, forward: the best of five."""
+    if script == "vae_mlp":
+        layer = nn.Linear(4096, 4096)
+        x = torch.randn(2048, 4096)
+        count = 2 * 2048 * 4096**2
+        layout = torch.contiguous_format
+    else:
+        layer = nn.Conv2d(256, 256, 3, padding=1)
+        x = torch.randn(32, 256, 32, 32)
+        count = 2 * 32 * 32 * 32 * 256 * 256 * 9
+        layout = torch.channels_last
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    layer = layer.to(device, dtype, memory_format=layout)
+    x = x.to(device, dtype, memory_format=layout)
+    times = []
+    for _ in range(7):  # two to warm up
+        wait(device)
+        start = time.perf_counter()
+        layer(x)
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return count / min(times[2:])
+
+
+def some_images(args):
+    data = datasets.load("shapes", args.size)
+    return datasets.pick(data, slice(max(2000, 4 * args.batch)))
 
 
 def write_files(data, folder):
@@ -126,354 +512,114 @@ def write_files(data, folder):
         datasets.grid(image[None]).save(path, quality=90)
 
 
-def textbook(args, folder, device):
-    """A generator that trains one step each time it is asked."""
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
-
-    transform = transforms.Compose(
-        [transforms.Resize(args.size), transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    )
-    loader = torch.utils.data.DataLoader(
-        ImageFolder(folder, transform), args.batch, shuffle=True, num_workers=2, drop_last=True
-    )
-    models = [network.to(device) for network in networks(args)]
-    train = {"dcgan": textbook_dcgan, "cgan": textbook_cgan, "wgan_gp": textbook_wgan_gp,
-             "ddpm": textbook_ddpm}.get(args.script, textbook_vae)  # fmt: skip
-    steps = train(loader, device, *models)
-    while True:
-        yield next(steps)
-
-
-def plain_adam(network, **options):
-    return torch.optim.Adam(network.parameters(), foreach=False, fused=False, **options)
-
-
-def textbook_dcgan(loader, device, generator, discriminator):
-    """After pytorch/examples dcgan/main.py, lines 190-260."""
-    opt_d, opt_g = (plain_adam(n, lr=2e-4, betas=(0.5, 0.999)) for n in (discriminator, generator))
-    criterion = nn.BCEWithLogitsLoss()
-    while True:
-        for real, _ in loader:
-            discriminator.zero_grad()
-            real = real.to(device)
-            label = torch.ones(len(real), device=device)
-            loss_real = criterion(discriminator(real), label)
-            loss_real.backward()
-            fake = generator(torch.randn(len(real), LATENT, device=device))
-            label.fill_(0)
-            loss_fake = criterion(discriminator(fake.detach()), label)
-            loss_fake.backward()
-            opt_d.step()
-
-            generator.zero_grad()
-            label.fill_(1)
-            loss_g = criterion(discriminator(fake), label)
-            loss_g.backward()  # through the discriminator, whose gradients accumulate until its next zero_grad
-            opt_g.step()
-            yield loss_real.item(), loss_fake.item(), loss_g.item()
-
-
-def textbook_cgan(loader, device, generator, discriminator):
-    """The loop of textbook_dcgan with the losses of R0b: hinge, and the cross-entropy of the class on both kinds."""
-    opt_d, opt_g = (plain_adam(n, lr=2e-4, betas=(0.5, 0.999)) for n in (discriminator, generator))
-    while True:
-        for real, labels in loader:
-            real, labels = real.to(device), labels.to(device)
-            y = F.one_hot(labels, CLASSES).float()
-            discriminator.zero_grad()
-            score, label = discriminator(real, y)
-            loss_real = F.relu(1 - score).mean() + F.cross_entropy(label, labels)
-            loss_real.backward()
-            fake = generator(torch.randn(len(real), LATENT, device=device), y)
-            score, label = discriminator(fake.detach(), y)
-            loss_fake = F.relu(1 + score).mean() + F.cross_entropy(label, labels)
-            loss_fake.backward()
-            opt_d.step()
-
-            generator.zero_grad()
-            score, label = discriminator(fake, y)
-            loss_g = F.cross_entropy(label, labels) - score.mean()
-            loss_g.backward()  # through the discriminator, whose gradients accumulate until its next zero_grad
-            opt_g.step()
-            yield loss_real.item(), loss_fake.item(), loss_g.item()
-
-
-def textbook_wgan_gp(loader, device, generator, critic):
-    """After PyTorch-GAN wgan_gp.py, its penalty mended: one epsilon an image, the norm over all its values."""
-    for module in critic.modules():
-        for name, child in list(module.named_children()):
-            if isinstance(child, wgan_gp.LeakyReLU):
-                setattr(module, name, nn.LeakyReLU(child.slope, inplace=True))
-    opt_c, opt_g = (plain_adam(n, lr=1e-4, betas=(0.0, 0.9)) for n in (critic, generator))
-    updates = 0
-    while True:
-        for real, _ in loader:
-            real = real.to(device)
-            opt_c.zero_grad()
-            fake = generator(torch.randn(len(real), LATENT, device=device))
-            on_real, on_fake = critic(real), critic(fake)
-            epsilon = torch.rand(len(real), 1, 1, 1, device=device)
-            x = (epsilon * real.data + (1 - epsilon) * fake.data).requires_grad_(True)
-            scores = critic(x)
-            (slopes,) = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True, retain_graph=True)
-            penalty = ((slopes.view(len(real), -1).norm(2, dim=1) - 1) ** 2).mean()
-            loss_c = on_fake.mean() - on_real.mean() + 10 * penalty
-            loss_c.backward()  # through the generator too
-            opt_c.step()
-            updates += 1
-            if updates % CRITIC_STEPS == 0:
-                opt_g.zero_grad()
-                loss_g = -critic(generator(torch.randn(len(real), LATENT, device=device))).mean()
-                loss_g.backward()
-                opt_g.step()
-                yield loss_c.item(), loss_g.item(), penalty.item()
-
-
-def textbook_ddpm(loader, device, model):
-    """Algorithm 1 of Ho et al., as tutorials write it."""
-    optimiser = plain_adam(model, lr=2e-4)
-    while True:
-        for x, labels in loader:
-            x, labels = x.to(device), labels.to(device)
-            t = torch.randint(1, len(model.signal), (len(x),), device=device)
-            noise = torch.randn_like(x)
-            loss = F.mse_loss(model(model.signal[t] * x + model.spread[t] * noise, t, labels), noise)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            yield (loss.item(),)
-
-
-def textbook_vae(loader, device, model):
-    """After pytorch/examples vae/main.py; for cvae.py with labels and the squared error of R0."""
-    optimiser = plain_adam(model, lr=1e-3)
-    while True:
-        for x, labels in loader:
-            x, labels = x.to(device), labels.to(device)
-            if isinstance(model, cvae.CVAE):
-                h = torch.cat([model.encoder(x), model.encoder_label(labels)], dim=1)
-                mu, logvar = model.mu(h), model.logvar(h)
-                z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
-                output = torch.tanh(model.decoder(torch.cat([z, model.decoder_label(labels)], dim=1)))
-                nats = F.mse_loss(output, x, reduction="sum")
-            else:
-                mu, logvar = model.encoder(x).chunk(2, dim=1)
-                z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
-                output = torch.sigmoid(model.decoder(z))
-                nats = F.binary_cross_entropy(output, (x + 1) / 2, reduction="sum")
-            kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-            loss = nats + kl
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            yield loss.item(), nats.item(), kl.item()
-
-
-class Files(datasets.Batches):
-    """Batches that come from image files through the textbook's loader, and are otherwise used as ours are."""
-
-    def __init__(self, folder, data, batch, device):
-        super().__init__(data, batch, device)
-        from torchvision import transforms
-        from torchvision.datasets import ImageFolder
-
-        resize = transforms.Compose([transforms.Resize(data.images.shape[-1]), transforms.PILToTensor()])
-        files = ImageFolder(folder, resize)
-        self.loader = torch.utils.data.DataLoader(files, batch, shuffle=True, num_workers=2, drop_last=True)
-        self.files = iter(())
-
-    def draw(self):
-        while (found := next(self.files, None)) is None:
-            self.files = iter(self.loader)
-        self.drawn += 1
-        return torch.arange(self.batch, device=self.device), found[0].to(self.device)
-
-
-class Contiguous(datasets.Batches):
-    def __next__(self):
-        images, labels = super().__next__()
-        return images.contiguous(), labels
-
-
-def ours(args, data, device, precision, without="", folder=None):
-    """The same, as the script's main does it. without: the trick to leave out, a name of TRICKS."""
-    script = sys.modules[args.script]
-    own = {wgan_gp: [f"--critic-steps={CRITIC_STEPS}"], cgan: [f"--latent-dim={LATENT}"]}.get(script, [])
-    given = [f"--{name}={getattr(args, name)}" for name in ("batch", "size", "width")]
-    flags = script.parse_args([*given, *own, "--data=x"])
-    flags.no_graph = without == "captured step"
-    kinds = {"data in memory": functools.partial(Files, folder), "channels last": Contiguous}
-    batches = kinds.get(without, datasets.Batches)(data, args.batch, device)
-    memory = torch.contiguous_format if without == "channels last" else datasets.layout(device)
-    models = [network.to(device, memory_format=memory) for network in networks(args)]
-    betas = {dcgan: (0.5, 0.999), cgan: (0.5, 0.999), wgan_gp: (0.0, 0.9)}.get(script, (0.9, 0.999))
-    kernel = datasets.adam_kernel(device)
-    if without == "fused Adam":
-        kernel |= {"fused": False, "foreach": False}
-    optimisers = [torch.optim.Adam(m.parameters(), lr=flags.lr, betas=betas, **kernel) for m in models]
-    more = [torch.tensor([0.0, 1.0], device=device)[:, None, None, None]] if script is wgan_gp else []  # its scale
-
-    def autocast():
-        return datasets.autocast(device, "fp32" if without == "bf16" else precision)
-
-    train = datasets.Captured(
-        script.train_step, script.schedule, flags, batches, *models, *optimisers, None, *more, autocast
-    )
-    step = 0
-    while True:
-        yield train(step)
-        step += 1
-
-
-def rate(side, args, device):
-    """Images a second over one turn. Waits for the device at both ends."""
-
-    def wait():
-        if device.type != "cpu":
-            getattr(torch, device.type).synchronize()
-
-    wait()
-    start = time.perf_counter()
-    for _ in range(args.steps):
-        next(side)
-    wait()
-    images = args.steps * args.batch * (CRITIC_STEPS if args.script == "wgan_gp" else 1)
-    return images / (time.perf_counter() - start)
-
-
-class Operations(TorchDispatchMode):
-    """Counts floating-point operations. (PyTorch's FlopCounterMode, whose formulas these are, also follows modules, and
-    stumbles there over the gradient penalty's second derivative.)"""
-
-    count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        if formula := flop_registry.get(function._overloadpacket):
-            self.count += formula(*args, **(kwargs or {}), out_val=found)
-        return found
-
-
-def device_rate(script, device, precision):
-    """Floating-point operations a second of one large layer, forward: the best of five."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with torch.no_grad():
-        if script == "vae_mlp":
-            layer, x, count = nn.Linear(4096, 4096), torch.randn(2048, 4096), 2 * 2048 * 4096**2
-        else:
-            layer, x = nn.Conv2d(256, 256, 3, padding=1), torch.randn(32, 256, 32, 32)
-            count = 2 * 32 * 32 * 32 * 256 * 256 * 9
-        memory = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        layer, x = layer.to(device, dtype, memory_format=memory), x.to(device, dtype, memory_format=memory)
-
-        def seconds():
-            layer(x)
-            if device.type != "cpu":
-                getattr(torch, device.type).synchronize()
-            return time.perf_counter()
-
-        times = [seconds() for _ in range(7)]
-    return count / min(b - a for a, b in zip(times[1:], times[2:], strict=False))
-
-
 def begin(kind, args, folder, device, precision):
-    """In the process of a side, warmed up: a function that trains for a turn and returns its images a second.
+    """In the process of a side, warmed up: a function that trains for a turn -> images a second.
 
     kind: "textbook", "ours", or "without " and one of TRICKS.
     """
-    torch.backends.cudnn.benchmark = True  # as in Run; for the textbook too
+    torch.backends.cudnn.benchmark = True  # as in pick_device; for the textbook, too
     if kind == "textbook":
-        side = textbook(args, folder, device)
+        loop = textbook(args, folder, device)
     else:
         without = kind.removeprefix("ours").removeprefix("without ")
-        datasets.keep_memory(device.type == "cpu" and without != "kept memory")  # as pick_device does
-        if device.type == "cpu" and datasets.matrix_units() and without != "own convolutions":
-            datasets.quick_convolutions()
-        side = ours(args, some_images(args), device, precision, without, folder)
+        loop = ours(args, device, precision, without, folder)
     for _ in range(2 if device.type == "cpu" else 20):
-        next(side)
-    return functools.partial(rate, side, args, device)
+        next(loop)
+    return functools.partial(rate, loop, args, device)
 
 
 def turns(kinds, args, device, precision):
-    """[[images a second of each kind] for every round]. kinds: see `begin`."""
-    print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; batch {args.batch}, width {args.width}")
+    """For every round the images a second of each kind. kinds: see `begin`."""
+    size = f"batch {args.batch}, width {args.width}"
+    print(f"{args.script}: {args.rounds} rounds of {args.steps} steps; {size}")
     rounds = []
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         write_files(some_images(args), Path(folder))
-        there = [
-            stack.enter_context(contextlib.closing(sides.Side(begin, kind, args, folder, device, precision)))
-            for kind in kinds
-        ]
-        for number in range(args.rounds):
-            rounds.append([side.turn() for side in there])
-            found = ", ".join(f"{kind} {value:.1f}" for kind, value in zip(kinds, rounds[-1], strict=True))
-            print(f"round {number + 1}: {found} img/s", flush=True)
+        processes = []
+        for kind in kinds:
+            process = sides.Side(begin, kind, args, folder, device, precision)
+            processes.append(stack.enter_context(contextlib.closing(process)))
+        for index in range(args.rounds):
+            rates = [process.turn() for process in processes]
+            rounds.append(rates)
+            pairs = zip(kinds, rates, strict=True)
+            words = ", ".join(f"{kind} {value:.1f}" for kind, value in pairs)
+            print(f"round {index + 1}: {words} img/s", flush=True)
     return rounds
 
 
-def some_images(args):
-    data = datasets.load("shapes", args.size)
-    rows = slice(max(2000, 4 * args.batch))
-    return data._replace(images=data.images[rows], labels=data.labels[rows])
-
-
 def ablate(args, device, precision):
-    """One script: what is left of our speed without each of TRICKS that this device has. Returns a table's row."""
-    there = {"bf16": precision == "bf16", "captured step": device.type == "cuda"}
-    there |= {"channels last": args.script != "vae_mlp", "kept memory": device.type == "cpu"}
-    amx = device.type == "cpu" and datasets.matrix_units()
-    there["own convolutions"] = amx and there["bf16"] and there["channels last"]
-    kinds = ["ours", *(f"without {trick}" for trick in TRICKS if there.get(trick, True))]
-    rounds = turns(kinds, args, device, precision)
-    shares = {kind: statistics.median(row[k] / row[0] for row in rounds) for k, kind in enumerate(kinds)}
-    cells = [f"{shares[name]:.2f}" if (name := f"without {trick}") in shares else "-" for trick in TRICKS]
-    return f"| {args.script} | {statistics.median(row[0] for row in rounds):.1f} | {' | '.join(cells)} |"
+    """One script: the cells of a table row, which share of our speed is left without each trick."""
+    absent = {
+        "channels last": args.script == "vae_mlp",
+        "bf16": precision != "bf16",
+        "CUDA graph": device.type != "cuda",
+    }
+    tricks = [trick for trick in TRICKS if not absent.get(trick)]
+    rounds = turns(["ours", *(f"without {trick}" for trick in tricks)], args, device, precision)
+    cells = [args.script, f"{statistics.median(rates[0] for rates in rounds):.1f}"]
+    for trick in TRICKS:
+        cell = "-"
+        if trick in tricks:
+            k = 1 + tricks.index(trick)
+            cell = f"{statistics.median(rates[k] / rates[0] for rates in rounds):.2f}"
+        cells.append(cell)
+    return cells
 
 
 def compare(args, device, precision):
-    """One script: prints its rounds and its ratio; returns the median ratio, ours to textbook, and a table's row."""
+    """One script: the median ratio, ours to textbook, and the cells of a table row."""
     rounds = turns(["textbook", "ours"], args, device, precision)
     with Operations() as operations:
-        next(ours(args, some_images(args), device, precision, "captured step"))
-    ratios = [b / a for a, b in rounds]
-    median = statistics.median(ratios)
-    plain, fast = map(statistics.median, zip(*rounds, strict=True))
-    print(f"median: textbook {plain:.1f}, ours {fast:.1f} img/s")
-    print(f"ratio {median:.2f} (from {min(ratios):.2f} to {max(ratios):.2f})")
-    cost = operations.count / (args.batch * (CRITIC_STEPS if args.script == "wgan_gp" else 1))
+        next(ours(args, device, precision, "CUDA graph"))
+    plain = statistics.median(textbook for textbook, _ in rounds)
+    fast = statistics.median(ours for _, ours in rounds)
+    ratios = [ours / textbook for textbook, ours in rounds]
+    ratio = statistics.median(ratios)
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(f"ratio {ratio:.2f} ({spread})")
+    cost = operations.count / images_in(args)
     top = device_rate(args.script, device, precision)
-    return median, (
-        f"| {args.script} | {plain:.1f} | {fast:.1f} | {median:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | "
-        f"{cost / 1e9:.2f} | {fast * cost / 1e9:,.0f} of {top / 1e9:,.0f} ({fast * cost / top:.0%}) |"
-    )
+    cells = [args.script, f"{plain:.1f}", f"{fast:.1f}", f"{ratio:.2f} ({spread})"]
+    cells.append(f"{cost / 1e9:.2f}")
+    cells.append(f"{fast * cost / 1e9:,.0f} of {top / 1e9:,.0f} ({fast * cost / top:.0%})")
+    return ratio, cells
 
 
-def main(args):
-    """Prints the table; returns {script: median ratio}."""
-    device, precision = datasets.pick_device(args.device, args.precision)
+def measure(args):
+    """Print the table. Returns {script: median ratio}, or {} with --ablation."""
+    device, precision = training.pick_device(args.device, args.precision)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}; textbook: fp32, ours: {precision}")
-    print(f"{args.size}x{args.size}")
-    found, table = {}, []
+    print(f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{args.size}x{args.size}; textbook: fp32, ours: {precision}")
+    ratios = {}
+    rows = [["script", "textbook, img/s", "ours, img/s", "ratio", "GFLOP an image"]]
+    rows[0].append("GFLOP/s, ours and the device's")
+    if args.ablation:
+        rows = [["script", "ours, img/s", *(f"without {trick}" for trick in TRICKS)]]
     for script in args.scripts:
         chosen = argparse.Namespace(**vars(args), script=script)
-        chosen.batch, chosen.width = args.batch or BATCH[script], args.width or WIDTH[script]
-        if args.steps > 2:
-            chosen.steps = {"vae_mlp": args.steps * 10, "wgan_gp": math.ceil(args.steps / 4)}.get(script, args.steps)
+        chosen.batch = args.batch or BATCH.get(script, 64)
+        chosen.width = args.width or WIDTH.get(script, 64)
+        if args.steps > 2 and script == "vae_mlp":
+            chosen.steps = 10 * args.steps
+        if args.steps > 2 and script == "wgan_gp":
+            chosen.steps = math.ceil(args.steps / 4)
         if args.ablation:
-            table.append(ablate(chosen, device, precision))
+            rows.append(ablate(chosen, device, precision))
         else:
-            found[script], row = compare(chosen, device, precision)
-            table.append(row)
-    if args.ablation:
-        print(f"\n| script | ours, img/s | {' | '.join(f'without {trick}' for trick in TRICKS)} |")
-    else:
-        print("\n| script | plain, img/s | ours, img/s | ratio | GFLOP an image | GFLOP/s, ours and the device's |")
-    print("|" + "---|" * (table[0].count("|") - 1), *table, sep="\n")
-    return found
+            ratios[script], cells = compare(chosen, device, precision)
+            rows.append(cells)
+    rows.insert(1, ["---"] * len(rows[0]))
+    print()
+    for cells in rows:
+        print(f"| {' | '.join(cells)} |")
+    return ratios
+
+
+def main(argv=None):
+    measure(parse_args(argv))
 
 
 if __name__ == "__main__":
-    datasets.run_program("step.py", main, ARGS)
+    run_program(main)
