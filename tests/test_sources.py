@@ -207,10 +207,12 @@ def test_a_log_grows_and_goes_back(here, capsys):
     sources.Log(path, 2).write([{"step": 3, "loss": 7, "fid": 8}])  # as on resume at step 2
     assert path.read_text() == "step,loss,fid\n1,0.5,\n2,0.25,\n3,7,8\n"
     assert capsys.readouterr().err == ""
-    path.write_bytes(b"step,loss\n1,0.5\n2\n\xff,3\n\0\0,\n4,1,1\n5,0.1\n")  # after a power cut
+    # after a power cut, and edited by hand
+    damaged = b"2\n\xff,3\n\0\0,\n4,1,1\n-3,1\nabc,1\n\xc2\xb2,1\n"
+    path.write_bytes(b"step,loss\n1,0.5\n" + damaged + b"5,0.1\n")
     rows = sources.read_log(path)
     assert rows == [{"step": "1", "loss": "0.5"}, {"step": "5", "loss": "0.1"}]
-    assert capsys.readouterr().err == "log.csv: 4 damaged rows are left out\n"
+    assert capsys.readouterr().err == "log.csv: 7 damaged rows are left out\n"
     assert sources.read_log(Path("absent.csv")) == []
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 import training
-from sources import InputError, Log, new_directory, new_parser, number, read_log
+from sources import InputError, new_parser, number
 from training import read_checkpoint
 
 PRESETS = {
@@ -54,36 +54,12 @@ def test_a_typed_length_or_rate_wins_over_the_preset():
     assert parse("--lr", "0.5", "--lr-d", "0.25")[0].lr_d == 0.25
 
 
-def test_typing_errors_take_one_line(capsys):
-    for argv in (["--stpes", "3"], ["--batch", "x"], ["--bat", "8"], ["--resume", "--out", "x"]):
-        with pytest.raises(SystemExit) as stop:
-            parse(*argv)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and error.count("\n") == 1
-        assert error.startswith("mygan.py: error: ")
-
-
 def test_help_shows_the_docstring_and_every_default(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "A title." in out and "The rest." in out
     assert "[128]" in out and "[shapes]" in out and "SUPPRESS" not in out
-
-
-def test_number():
-    whole = number(int, 2, 10)
-    assert whole("2") == 2 and whole("9") == 9
-    for text in ("1", "10", "x", "", "2.5"):
-        with pytest.raises(
-            argparse.ArgumentTypeError, match="whole number of at least 2 and below"
-        ):
-            whole(text)
-    real = number(float, 0)
-    assert real("0") == 0
-    for text in ("-1", "nan", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="'.*' is not a number of at least 0$"):
-            real(text)
 
 
 def test_changed_flags():
@@ -251,44 +227,6 @@ def test_weight_histograms():
 
 
 # ---------------------------------------------------------------------------------- files of a run
-
-
-def test_log(tmp_path, capsys):
-    path = tmp_path / "log.csv"
-    log = Log(path, 0)
-    log.write([{"step": 5, "loss": 0.5}, {"step": 10, "loss": 0.25}])
-    log.write([{"step": 15, "loss": 0.1, "fid_64": 3.0}])  # a column that is new
-    log.write([{"step": 20, "loss": 0.05}])
-    assert path.read_text() == "step,loss,fid_64\n5,0.5,\n10,0.25,\n15,0.1,3.0\n20,0.05,\n"
-    log = Log(path, 15)  # resumed at 15: row 20 is made again
-    assert [row["step"] for row in read_log(path)] == ["5", "10", "15"]
-    log.write([{"step": 20, "loss": 0.06, "fid_64": 2.0}])
-    assert read_log(path)[-1] == {"step": "20", "loss": "0.06", "fid_64": "2.0"}
-    assert read_log(tmp_path / "none.csv") == [] and capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [b"\0\0\0\n", b"abc,1\n", b"\xff\xfe\xfd,0.5\n", b"-3,1\n", "²,1\n".encode(), b"9,1,2,3\n"],
-)
-def test_damaged_rows_of_a_log_are_dropped(tmp_path, capsys, damage):
-    path = tmp_path / "log.csv"
-    path.write_bytes(b"step,loss\n5,0.5\n" + damage + b"10,0.25\n15")
-    assert [row["step"] for row in read_log(path)] == ["5", "10"]
-    assert capsys.readouterr().err == f"{path}: 2 damaged rows are left out\n"
-
-
-def test_new_directory(here):
-    assert [new_directory(None, "runs/a").name for _ in range(3)] == ["a-1", "a-2", "a-3"]
-    assert new_directory("b", "runs/a").is_dir() and new_directory("b", "").is_dir()
-    (here / "b/args.json").write_text("")
-    (here / "b/last.pt.1.tmp").write_text("")
-    with pytest.raises(InputError, match="not empty: give another --out"):
-        new_directory("b", "")
-    assert new_directory("b", "", {"args.json"}).name == "b"
-    (here / "b/last.pt").write_text("")
-    with pytest.raises(InputError, match="use --resume b, or give another"):
-        new_directory("b", "", {"args.json"})
 
 
 @pytest.mark.parametrize(
