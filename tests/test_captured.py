@@ -323,3 +323,66 @@ def test_no_step_waits_for_the_gpu(tiny, monkeypatch):
     monkeypatch.setattr(training.Run, "count", counted)
     for case in CASES:
         train(case, 20, case.replace(", ", "-"), "--device", "cuda")
+
+
+def calls_inside(profile, name):
+    """The names of all calls that a profile has between begin and end of a record_function."""
+    events = profile.events()
+    (span,) = [event.time_range for event in events if event.name == name and not event.is_async]
+    return [
+        event.name
+        for event in events
+        if span.start <= event.time_range.start <= span.end and event.name != name
+    ]
+
+
+def profile_step(monkeypatch, number, activities):
+    """Profile step `number` of every run from here on. Gives a list that gets a profile of each."""
+    count = training.Run.count
+    should_stop = training.Run.should_stop
+    profiles = []
+    spans = []
+
+    def stepping(run):
+        stop = should_stop(run)
+        if run.step == number - 1:
+            profiles.append(torch.profiler.profile(activities=activities))
+            profiles[-1].start()
+            spans.append(torch.profiler.record_function("one step"))
+            spans[-1].__enter__()
+        return stop
+
+    def counted(run, **losses):
+        if run.step == number - 1:
+            spans[-1].__exit__(None, None, None)
+            profiles[-1].stop()
+        count(run, **losses)
+
+    monkeypatch.setattr(training.Run, "should_stop", stepping)
+    monkeypatch.setattr(training.Run, "count", counted)
+    return profiles
+
+
+def test_the_profile_of_a_step(tiny, monkeypatch):
+    """The stand-in for the next test: what a step calls is in its profile, what others call not."""
+    profiles = profile_step(monkeypatch, 2, [torch.profiler.ProfilerActivity.CPU])
+    train("dcgan", 3, "r", *CPU)
+    calls = calls_inside(profiles[0], "one step")
+    assert calls.count("aten::_fused_adamw_") == 2  # one for each network, of this step only
+    assert "aten::normal_" in calls
+
+
+@pytest.mark.gpu
+@CUDA
+def test_the_profiler_sees_no_step_wait(tiny, monkeypatch):
+    """A step that is captured launches its graphs, and calls nothing that waits for the GPU."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    profiles = profile_step(monkeypatch, 15, activities)
+    for case in CASES:
+        train(case, 20, case.replace(", ", "-"), "--device", "cuda")
+        calls = calls_inside(profiles[-1], "one step")
+        if not any(name.startswith("cuda") for name in calls):
+            pytest.skip("the profiler records no calls of CUDA here")
+        assert "cudaGraphLaunch" in calls, case
+        waits = [name for name in calls if "Synchronize" in name or name == "cudaMemcpy"]
+        assert not waits, case
