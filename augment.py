@@ -29,6 +29,11 @@ results.csv, the generated images next to real ones, the subsets and the generat
 Report R4 proposed this and did not carry it out.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import csv
@@ -52,10 +57,13 @@ import training
 from datasets import layout, shuffled
 from sources import (
     InputError,
+    check_new_directory,
     locked,
+    markdown,
     new_directory,
     new_parser,
     number,
+    printable,
     run_program,
     write_atomic,
     write_text,
@@ -76,13 +84,14 @@ def parse_args(argv=None):
     add("--data", metavar="NAME|PATH", help="labelled data: a known name, a folder, zip or .npz")
     add("--per-class", type=counts, nargs="+", default=[50], help="training images a class [50]")
     add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint [%(default)s]")
-    add("--generator-flags", default="", help="as in --generator-flags='--steps 2000'")
+    words = "as in --generator-flags='--steps 2000'"
+    add("--generator-flags", type=str, default="", help=words)
     add("--add", type=some, default=200, help="generated images of a class [%(default)s]")
     add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
     add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
     add("--steps", type=some, default=500, help="optimizer steps of a classifier [%(default)s]")
     add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
-    add("--width", type=number(int, 8, 10**5), default=64, help="first channels of ResNet [64]")
+    add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet [64]")
     add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
@@ -316,7 +325,7 @@ def generator_flags(args, data, path, folder, device):
     flags += ["--out", str(folder)]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as stderr:
-            training.load_script(args.generator).parse_args(flags)
+            training.load_script(args.generator).parse_args([*flags, "--dry-run"])
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
@@ -360,11 +369,19 @@ def generated_images(args, count, data, folder, device):
         check_no_leak(checkpoint, source, path, data)
         script, model = training.open_model(checkpoint, device)
         made = []
-        labels = range(len(data.classes))
-        for label in tqdm(labels, desc=f"{args.add} images of each class", disable=None):
-            made.append(script.generate(model, args.add, seed=1000 + label, label=label))
-        labels = torch.arange(len(data.classes)).repeat_interleave(args.add)
-        save_arrays(file, torch.cat(made), labels, data.classes)
+        names = data.classes
+        for label in tqdm(range(len(names)), f"{args.add} images of each class", disable=None):
+            # a file for each class and step of the generator, so that Ctrl-C costs one class
+            part = folder / f"generated-{count}.{checkpoint['step']}.{label}.npz"
+            if not part.exists():
+                images = script.generate(model, args.add, seed=1000 + label, label=label)
+                save_arrays(part, images, torch.full((args.add,), label), names)
+            with np.load(part) as arrays:
+                made.append(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
+        labels = torch.arange(len(names)).repeat_interleave(args.add)
+        save_arrays(file, torch.cat(made), labels, names)
+        for part in folder.glob(f"generated-{count}.*.npz"):
+            part.unlink()
     generated = datasets.load(file, args.size)
     rows = []
     for label in range(min(len(data.classes), 10)):  # real at the left, generated at the right
@@ -526,7 +543,7 @@ def resumed(args):
     """--resume: the settings that the run began with."""
     try:
         path = Path(args.resume) / "settings.json"
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")
         if {*vars(args), "fingerprint"} - settings.keys():
             raise ValueError("settings are missing")
     except (OSError, ValueError, AttributeError):
@@ -557,6 +574,8 @@ def main(argv=None):
     args = parse_args(argv)
     args = resumed(args) if args.resume else args
     device, _ = training.pick_device(args.device)
+    if args.out and not args.resume:
+        check_new_directory(args.out)
     args.size = args.size or datasets.default_size(args.data)
     data, test = labelled_data(args)
     for count in args.per_class:  # wrong input fails before anything is written
@@ -579,7 +598,8 @@ def main(argv=None):
         try:
             work(args, data, test, folder, device)
         except (KeyboardInterrupt, SystemExit):
-            print(f"go on with: python augment.py --resume {folder}", file=sys.stderr)
+            command = f"python augment.py --resume {shlex.quote(printable(folder))}"
+            print(f"go on with: {command}", file=sys.stderr)
             raise
 
 
@@ -616,11 +636,11 @@ def work(args, data, test, folder, device):
     for count in args.per_class:
         for arm in ARMS:
             results[count, arm] = [done[count, arm, seed] for seed in range(args.seeds)]
-    text = f"{table(results)}\n\n{verdict(results, args, data.name, len(test.images))}\n"
-    write_text(folder / "table.md", text)
+    text = verdict(results, args, data.name, len(test.images))
+    write_text(folder / "table.md", f"{table(results)}\n\n{markdown(text)}\n")
     title = f"{data.name}, {args.add} generated images of each class"
     draw_curve(results, folder / "curve.png", title)
-    print(f"\n{text}\neverything is in {folder}")
+    print(f"\n{table(results)}\n\n{printable(text, 5000)}\n\neverything is in {printable(folder)}")
 
 
 if __name__ == "__main__":

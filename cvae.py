@@ -63,6 +63,11 @@ inception.py and report.py if you want FID and plots). What makes it a CVAE is i
 `loss_terms` and `train_step`; change those. `main` is the whole loop.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import copy
 import functools
@@ -295,14 +300,12 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     """
     flags = checkpoint["flags"]
     data = checkpoint["data"]
+    names = ("latent_dim", "width", "likelihood", "kl_weight")
     cvae = CVAE(
         flags["size"],
         data["channels"],
         data["counts"],
-        flags["latent_dim"],
-        flags["width"],
-        flags["likelihood"],
-        flags["kl_weight"],
+        *(flags[name] for name in names),
     )
     states = checkpoint["models"]
     name = "ema" if weights == "ema" and "ema" in states else "cvae"
@@ -449,13 +452,13 @@ def draw(run, cvae, seed):
 
 
 def main(argv=None):
-    args, _ = parse_args(argv)
+    args, typed = parse_args(argv)
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
     data, held_out = datasets.load_parts(args.data, args.size, args.hold_out)
     datasets.require_labels(data, args.data)
-    batches = datasets.Batches(data, args.batch, device, args.seed, balance=args.balance)
+    batches = training.new_batches(args, typed, data, device, args.balance)  # sets args.batch
     per_epoch = batches.per_epoch  # steps
     total = args.steps or args.epochs * per_epoch
     sample_every = args.sample_every or max(100, per_epoch)
@@ -540,36 +543,35 @@ def main(argv=None):
                 run.write_weights()  # histograms of every layer
             if last or run.every(save_every):
                 run.save("last.pt")
-        if run.step < total:
+        if run.step < total or run.should_stop():
             run.save("last.pt")
             return run.goodbye()  # says how to resume
-
-    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
-    if metrics and report:  # first the numbers: a plot that fails must not lose them
-        fake = generate(sampler, args.eval_images, args.seed + 2)
-        values = metrics.evaluate(
-            reference.judge,
-            fake,
-            floor=reference.choose,
-            real_words=reference.words,
-            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
-            **measured,
-        )
-        chosen = datasets.pick(pool, datasets.shuffled(len(pool.images), 1)[: args.eval_images])
-        words = f"{len(chosen.images)} {pool_words} images of {pool.name}"
-        values += metrics.autoencoder(**own_values(sampler, chosen), words=words)
-        # Does the model obey the class?
-        count = metrics.conditional_count(data, args.eval_images)
-        fake = generate(sampler, count, args.seed + 3)
-        asked = asked_labels(sampler, count, args.seed + 3)
-        values += metrics.conditional(
-            data, held_out, fake, asked, eval_images=args.eval_images, **measured
-        )
-        metrics.write_result(run, values, PRESETS[args.preset])
-    if plots := training.tool("report"):
-        for path in plots.report(run.path, device=device):
-            print(f"wrote {path}")
-    return run.finish()  # says what to try next
+        run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
+        if metrics and report:  # first the numbers: a plot that fails must not lose them
+            fake = generate(sampler, args.eval_images, args.seed + 2)
+            values = metrics.evaluate(
+                reference.judge,
+                fake,
+                floor=reference.choose,
+                real_words=reference.words,
+                fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+                **measured,
+            )
+            chosen = datasets.pick(pool, datasets.shuffled(len(pool.images), 1)[: args.eval_images])
+            words = f"{len(chosen.images)} {pool_words} images of {pool.name}"
+            values += metrics.autoencoder(**own_values(sampler, chosen), words=words)
+            # Does the model obey the class?
+            count = metrics.conditional_count(data, args.eval_images)
+            fake = generate(sampler, count, args.seed + 3)
+            asked = asked_labels(sampler, count, args.seed + 3)
+            values += metrics.conditional(
+                data, held_out, fake, asked, eval_images=args.eval_images, **measured
+            )
+            metrics.write_result(run, values, PRESETS[args.preset])
+        if plots := training.tool("report"):
+            for path in plots.report(run.path, device=device):
+                print(f"wrote {path}")
+        return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":

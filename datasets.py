@@ -14,10 +14,10 @@ it and scales them to [-1, 1].
     python datasets.py photos.zip --size 64 --stats           # count it
     python datasets.py photos.zip --size 64 --svd svd.png     # how many dimensions it takes up
 
-A data set is a known name, or a path of your own: a folder or a zip of images (folders inside are
-classes; `train/` and `test/` or `val/` at the top are splits), or an .npz with `images` uint8
-(N, H, W[, C]) or (N, C, H, W) and, if you have them, `labels`, `classes` and `split` (0 train,
-1 test).
+A data set is a known name, or a path of your own: a folder, zip or tar of images (folders inside
+are classes, unless a file such as labels.csv says more; `train/` and `test/` or `val/` are splits),
+or an .npz with `images` uint8 (N, H, W[, C]) or (N, C, H, W) and, if you have them, `labels`,
+`classes` and `split` (0 train, 1 test). docs/data.md tells the rest.
 """
 
 import signal
@@ -27,9 +27,13 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import json
 import math
 import operator
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -39,14 +43,19 @@ import torch
 from PIL import Image
 
 from sources import (
+    LAYOUT,
     RANK,
     WORLD,
     InputError,
+    check_output,
+    file_stamp,
     locked,
     new_parser,
+    npz_source,
     number,
-    path_source,
     prepare,
+    printable,
+    remove_half_written,
     run_program,
     short,
     title,
@@ -96,6 +105,10 @@ def load(name_or_path, size, split="train"):
     name_or_path = str(name_or_path)
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split '{split}': use train, test or all")
+    if is_named(name_or_path) and Path(name_or_path).exists():
+        say_once(
+            f"note: '{name_or_path}' is the known set; for the path here, write ./{name_or_path}"
+        )
     if name_or_path == "shapes":
         return shapes(size, split)
     name, key, stamp, open_source = locate(name_or_path, size)
@@ -119,22 +132,23 @@ def load(name_or_path, size, split="train"):
         count = max(len(images) // 10, min(len(images), 2000))
         rows = shuffled(len(images), 0)[:count].sort().values
     if len(rows) == 0:
-        raise InputError(f"'{name_or_path}' has no image in its split '{split}'")
+        raise InputError(f"'{printable(name_or_path)}' has no image in its split '{split}'")
     return pick(data, rows)
 
 
 def locate(name_or_path, size):
     """A name or path -> (name of the set, cache key, stamp, open_source).
 
-    See sources.path_source for the last three.
+    See path_source for the last three.
     """
     names = ", ".join(KNOWN)
-    if not name_or_path:
+    if not name_or_path.strip():
         raise InputError(f"the name of the data is empty: give a path or one of {names}")
     if not is_named(name_or_path):
         path = Path(name_or_path)
         if not path.exists():
-            raise InputError(f"no data set or path '{name_or_path}': known names are {names}")
+            place = printable(name_or_path)
+            raise InputError(f"no data set or path '{place}': known names are {names}")
         return title(path), *path_source(path)
     name = name_or_path
     if name not in BY_HAND:
@@ -147,10 +161,37 @@ def locate(name_or_path, size):
     return name, name, None, lambda: download(name, size)
 
 
+def path_source(path):
+    """A folder, zip, tar, .npz or .npy of your own -> (cache key, stamp, open_source).
+
+    The key names the prepared files, the stamp changes when the data do, and open_source() returns
+    the Source. Raises InputError if `path` is something else.
+    """
+    if not path.is_dir() and not path.is_file():  # to open a pipe may take for ever
+        raise InputError(f"'{printable(path)}' is no folder and no regular file")
+    if path.is_file() and path.suffix.lower() in (".npz", ".npy"):
+        stamp = file_stamp(path)
+        open_source = functools.partial(npz_source, path)
+    else:
+        with needed("folders.py"):
+            import folders
+        stamp, open_source = folders.path_source(path)
+    digest = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
+    name = title(path)[:50].replace("\\", "_")
+    return f"{name}-{digest[:8]}", f"{LAYOUT}-{stamp}", open_source
+
+
 def is_named(text):
     """Whether --data means a known set. A path of the same name wins only where no program can
     download the set."""
     return text in KNOWN and not (text in BY_HAND and Path(text).exists())
+
+
+@functools.cache
+def say_once(line):
+    """Print a line on stderr, but only the first time in this program."""
+    if RANK == 0:
+        print(line, file=sys.stderr)
 
 
 def download(name, size):
@@ -186,9 +227,10 @@ def load_parts(name_or_path, size, count=0):
         raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
     if data.held_out:
         test = load(name_or_path, size, "test")
+        data = data._replace(note=f"{data.note}, without {len(test.images)} held-out ones")
         return data, pick(test, shuffled(len(test.images), 0))
     if not count:
-        return data, None
+        return data._replace(note=f"{data.note}, none of them held out"), None
     total = len(data.images)
     if not 1 < count < total:
         raise InputError(
@@ -239,11 +281,26 @@ def reference_images(name_or_path, size, held_out, count):
 
 def require_labels(data, source):
     """Raise InputError unless the data have at least two classes. source: the text of --data."""
-    if data.labels is None or len(data.classes) < 2:
-        raise InputError(
-            f"'{source}' has no labels, or all images in one class: a conditional model needs a "
-            "sub-folder for each class, or `labels` in the .npz"
-        )
+    if data.labels is not None and len(data.classes) > 1:
+        return
+    odd = ""
+    if not is_named(source) and Path(source).exists():
+        _, _, open_source = path_source(Path(source))
+        odd = open_source().unlabelled
+        odd = f" (the first without one: '{odd}')" if odd else ""
+    raise InputError(
+        f"'{printable(source)}' has no labels, or all images in one class{odd}: a conditional "
+        "model needs a sub-folder for each class, a label file, or `labels` in the .npz"
+    )
+
+
+def class_words(classes, counts):
+    """In words, how many images the classes have, the first ten of them by name."""
+    if len(classes) < 2:
+        return "no classes"
+    words = [f"{printable(name, 40)} {count}" for name, count in zip(classes, counts, strict=True)]
+    more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+    return f"{len(classes)} classes: {', '.join(words[:10])}{more}"
 
 
 def class_counts(data):
@@ -265,17 +322,24 @@ def default_size(name_or_path):
     name_or_path = str(name_or_path)
     if name_or_path in SIZE_32:
         return 32
-    if is_named(name_or_path):
-        return 64
+    return 32 if native_size(name_or_path) <= 32 else 64
+
+
+def native_size(name_or_path):
+    """The size of a data set's own images: the median of the shorter sides of a hundred, in pixels.
+
+    64 for the known sets, and where nothing can be read."""
     path = Path(name_or_path)
-    if not name_or_path or not path.exists():
+    if not str(name_or_path) or is_named(str(name_or_path)) or not path.exists():
         return 64  # load() will say what is wrong
     _, _, open_source = path_source(path)
     source = open_source()
-    try:
-        return 32 if min(source.read(0).size) <= 32 else 64
-    except Exception:  # the first image is damaged: preparation will skip it and say so
-        return 64
+    count = len(source.names)
+    sizes = []
+    for i in range(0, count, max(1, count // 100)):
+        with contextlib.suppress(Exception):  # preparation says which images are damaged
+            sizes.append(min(source.read(i).size))
+    return sorted(sizes)[len(sizes) // 2] if sizes else 64
 
 
 # -------------------------------------------------------------------------------------- shapes
@@ -384,6 +448,8 @@ class Batches:
 
     def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
         count = len(data.images)
+        if count < 2 * WORLD:
+            raise InputError(f"'{data.name}' has {count} images to train on, which is too few")
         if count < batch * WORLD:
             flag = "--batch" if WORLD == 1 else f"--batch times {WORLD} processes"
             raise InputError(f"'{data.name}' has {count} images: {flag} must not be more than that")
@@ -470,11 +536,15 @@ class Batches:
 def layout(device):
     """The memory format of images and weights: channels last, where convolutions are faster.
 
-    Not on a Mac's GPU: with it, BatchNorm's gradients are wrong there (seen with torch 2.10,
+    Not on NVIDIA GPUs before Ampere, which train in fp32 here: channels last helps tensor cores
+    only. Not on a Mac's GPU: with it, BatchNorm's gradients are wrong there (seen with torch 2.10,
     github.com/pytorch/pytorch/issues/175189).
     """
-    mps = torch.device(device).type == "mps"
-    return torch.contiguous_format if mps else torch.channels_last
+    device = torch.device(device)
+    plain = device.type == "mps"
+    if device.type == "cuda":
+        plain = torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.contiguous_format if plain else torch.channels_last
 
 
 def from_uint8(images):
@@ -500,26 +570,34 @@ def prepared(key, stamp, size, open_source):
 
     The .json next to it is written last and removed first, so an array without one is never used.
     Returns uint8 (N, C, size, size), memory-mapped copy-on-write, and the dict of the .json.
+    Raises InputError if data/ cannot be written.
     """
-    DATA.mkdir(parents=True, exist_ok=True)
     array = DATA / f"{key}-{size}.npy"
     about = DATA / f"{key}-{size}.json"
     result = read_prepared(array, about, stamp)
     if result:
         return result
-    wait = f"another process is preparing {key}; waiting for it"
-    with locked(DATA / f"{key}-{size}.lock", wait=wait):
+    lock = DATA / f"{key}-{size}.lock"
+    try:
+        DATA.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        words = f"the folder {DATA} for prepared images cannot be written here"
+        raise InputError(f"{words} ({short(error)}): start in another folder") from None
+    wait = f"another process is preparing {printable(key)}; waiting for it"
+    with locked(lock, wait=wait):
         result = read_prepared(array, about, stamp)
         if result:  # the other process has prepared it
             return result
         source = open_source()
+        if about.exists():
+            words = "is damaged or older than the images: they are prepared again"
+            print(f"{printable(array)} {words}", file=sys.stderr)
         about.unlink(missing_ok=True)
-        for file in DATA.iterdir():  # what kill -9 may have left
-            if file.name.startswith(f"{array.name}.") and file.suffix == ".tmp":
-                file.unlink()
+        remove_half_written(DATA)
         info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
-        write_text(about, json.dumps(info))
-        return read_prepared(array, about, stamp)
+        write_text(about, json.dumps({**info, "checksum": checksum(info)}))
+        return np.load(array, mmap_mode="c"), info
 
 
 def read_prepared(array, about, stamp):
@@ -530,12 +608,17 @@ def read_prepared(array, about, stamp):
     try:
         info = json.loads(about.read_text(encoding="utf-8"))
         pixels = np.load(array, mmap_mode="c")
-        fresh = stamp is None or stamp == info["stamp"]
-        if fresh and list(pixels.shape) == info["shape"] and pixels.dtype == np.uint8:
-            return pixels, info
-    except (OSError, ValueError, KeyError, TypeError, EOFError):  # cut short, or no file of ours
+        whole = info.pop("checksum") == checksum(info)
+        if whole and list(pixels.shape) == info["shape"] and pixels.dtype == np.uint8:
+            return (pixels, info) if stamp in (None, info["stamp"]) else None
+    except Exception:  # whatever numpy and json raise for files that are damaged or not ours
         pass
     return None
+
+
+def checksum(info):
+    """Of the dict of a .json: labels that were damaged may look as good as others."""
+    return hashlib.sha256(json.dumps(info).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------- picture files
@@ -596,7 +679,8 @@ def parse_args(argv=None):
     parser = new_parser("datasets.py", __doc__)
     add = parser.add_argument
     add("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
-    add("--size", type=number(int, 8), default=64, metavar="N", help="side in pixels [%(default)s]")
+    size = number(int, 8, 1025)
+    add("--size", type=size, default=64, metavar="N", help="side in pixels [%(default)s]")
     add("--split", choices=["train", "test", "all"], default="train", help="[%(default)s]")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
     add("--stats", action="store_true", help="print counts, balance, channel means")
@@ -607,6 +691,7 @@ def parse_args(argv=None):
 def png_name(text):
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"'{text}' must end in .png")
+    check_output(text)  # before the data are prepared
     return text
 
 
@@ -652,7 +737,7 @@ def list_data():
     """What `python datasets.py` alone prints: the known sets, and what is in data/."""
     for name, about in KNOWN.items():
         print(f"{name:14s} {about}")
-    print("or give a folder, a zip or an .npz of your own images")
+    print("or give a folder, zip, tar or .npz of your own images")
     for about in sorted(DATA.glob("*.json")):
         array = about.with_suffix(".npy")
         # a file that is not ours is passed over
@@ -660,9 +745,8 @@ def list_data():
             shape = json.loads(about.read_text(encoding="utf-8"))["shape"]
             n, channels, height, width = (operator.index(length) for length in shape)
             megabytes = array.stat().st_size / 1e6
-            print(
-                f"prepared: {array}, {n:,} images, {height}x{width}x{channels}, {megabytes:,.1f} MB"
-            )
+            size = f"{height}x{width}x{channels}, {megabytes:,.1f} MB"
+            print(f"prepared: {printable(array)}, {n:,} images, {size}")
     for kind in ("downloads", "features"):
         folder = DATA / kind
         if folder.is_dir():

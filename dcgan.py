@@ -37,6 +37,11 @@ inception.py and report.py if you want FID and plots). What makes it a DCGAN is 
 `Discriminator`, the two losses and the two update steps; change those. `main` is the whole loop.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import copy
 import functools
 from itertools import pairwise
@@ -305,12 +310,12 @@ def draw(run, generator, seed):
 
 
 def main(argv=None):
-    args, _ = parse_args(argv)
+    args, typed = parse_args(argv)
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
     data, held_out = datasets.load_parts(args.data, args.size)
-    batches = datasets.Batches(data, args.batch, device, args.seed)
+    batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
     total = args.steps or args.epochs * per_epoch
     sample_every = args.sample_every or max(100, per_epoch)
@@ -396,25 +401,24 @@ def main(argv=None):
                 run.write_weights()  # histograms of every layer
             if last or run.every(save_every):
                 run.save("last.pt")
-        if run.step < total:
+        if run.step < total or run.should_stop():
             run.save("last.pt")
             return run.goodbye()  # says how to resume
-
-    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
-    if metrics and report:  # first the numbers: a plot that fails must not lose them
-        fake = generate(sampler, args.eval_images, args.seed + 2)
-        values = metrics.evaluate(
-            reference.judge,
-            fake,
-            floor=reference.choose,
-            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
-            **measured,
-        )
-        metrics.write_result(run, values, PRESETS[args.preset])
-    if plots := training.tool("report"):
-        for path in plots.report(run.path, device=device):
-            print(f"wrote {path}")
-    return run.finish()  # says what to try next
+        run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
+        if metrics and report:  # first the numbers: a plot that fails must not lose them
+            fake = generate(sampler, args.eval_images, args.seed + 2)
+            values = metrics.evaluate(
+                reference.judge,
+                fake,
+                floor=reference.choose,
+                fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+                **measured,
+            )
+            metrics.write_result(run, values, PRESETS[args.preset])
+        if plots := training.tool("report"):
+            for path in plots.report(run.path, device=device):
+                print(f"wrote {path}")
+        return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":

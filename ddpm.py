@@ -42,6 +42,11 @@ inception.py and report.py if you want FID and plots). What makes it a DDPM is i
 `unet_step`, `posterior` and `ddim_step`; change those. `main` is the whole loop.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import copy
 from functools import partial
 from itertools import pairwise
@@ -117,14 +122,11 @@ def parse_args(argv=None):
     parser = new_parser(f"{SCRIPT}.py", __doc__)
     add = parser.add_argument
     share = number(float, 0, 1)
-    add("--width", type=number(int, 4), default=64, help="base channels, f above [%(default)s]")
-    add("--blocks", type=number(int, 1), default=2, help="R at each resolution [%(default)s]")
-    add(
-        "--dropout",
-        type=share,
-        default=0.1,
-        help="share of the values in a block that are set to 0 in training [%(default)s]",
-    )
+    widths = number(int, 4, 2**20)
+    add("--width", type=widths, default=64, help="base channels, f above [%(default)s]")
+    add("--blocks", type=number(int, 1, 65), default=2, help="R at each resolution [%(default)s]")
+    words = "share of the values in a block that are set to 0 in training [%(default)s]"
+    add("--dropout", type=share, default=0.1, help=words)
     add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
     add("--timesteps", type=number(int, 2, 10**6), default=1000, help="T above [%(default)s]")
     add(
@@ -596,7 +598,7 @@ def draw(run, denoiser, seed):
 
 
 def main(argv=None):
-    args, _ = parse_args(argv)
+    args, typed = parse_args(argv)
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
@@ -604,7 +606,7 @@ def main(argv=None):
     if data.labels is None:  # all images are of one class
         labels = torch.zeros(len(data.images)).long()
         data = data._replace(labels=labels, classes=[data.name])
-    batches = datasets.Batches(data, args.batch, device, args.seed, balance=args.balance)
+    batches = training.new_batches(args, typed, data, device, args.balance)  # sets args.batch
     per_epoch = batches.per_epoch  # steps
     total = args.steps or args.epochs * per_epoch
     sample_every = args.sample_every or max(100, per_epoch)
@@ -615,7 +617,8 @@ def main(argv=None):
     unet = UNet(vars(args), data.images.shape[1], datasets.class_counts(data))
     if args.dry_run:
         images = torch.zeros(2, *unet.image_shape)
-        training.describe(unet, images, torch.ones(2).long(), torch.zeros(2).long())
+        ones = torch.ones(2).long()  # any times and classes will do
+        training.describe(unet, images, ones, ones)
         return training.print_plan(args, data, total, per_epoch, device)
     models = {"unet": unet}
     denoiser = unet  # whose images are drawn and measured
@@ -671,33 +674,32 @@ def main(argv=None):
                 run.write_weights()  # histograms of every layer
             if last or run.every(save_every):
                 run.save("last.pt")
-        if run.step < total:
+        if run.step < total or run.should_stop():
             run.save("last.pt")
             return run.goodbye()  # says how to resume
-
-    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
-    if metrics and report:  # first the numbers: a plot that fails must not lose them
-        fake = generate(denoiser, args.eval_images, args.seed + 2)
-        values = metrics.evaluate(
-            reference.judge,
-            fake,
-            floor=reference.choose,
-            real_words=reference.words,
-            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
-            **measured,
-        )
-        if len(data.classes) > 1:  # do the images show the class that was asked for?
-            count = metrics.conditional_count(data, args.eval_images)
-            fake = generate(denoiser, count, args.seed + 3)
-            asked = asked_labels(denoiser, count, args.seed + 3)
-            values += metrics.conditional(
-                data, held_out, fake, asked, eval_images=args.eval_images, **measured
+        run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
+        if metrics and report:  # first the numbers: a plot that fails must not lose them
+            fake = generate(denoiser, args.eval_images, args.seed + 2)
+            values = metrics.evaluate(
+                reference.judge,
+                fake,
+                floor=reference.choose,
+                real_words=reference.words,
+                fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+                **measured,
             )
-        metrics.write_result(run, values, PRESETS[args.preset])
-    if plots := training.tool("report"):
-        for path in plots.report(run.path, device=device):
-            print(f"wrote {path}")
-    return run.finish()  # says what to try next
+            if unet.classes > 1:  # do the images show the class that was asked for?
+                count = metrics.conditional_count(data, args.eval_images)
+                fake = generate(denoiser, count, args.seed + 3)
+                asked = asked_labels(denoiser, count, args.seed + 3)
+                values += metrics.conditional(
+                    data, held_out, fake, asked, eval_images=args.eval_images, **measured
+                )
+            metrics.write_result(run, values, PRESETS[args.preset])
+        if plots := training.tool("report"):
+            for path in plots.report(run.path, device=device):
+                print(f"wrote {path}")
+        return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ from torchvision.datasets import CIFAR10, MNIST, FashionMNIST, Food101
 from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
-from sources import MAX_FILE, InputError, Source, array_source, from_files, is_image, locked, short
+from folders import MAX_FILE, from_files, is_image
+from sources import InputError, Source, array_source, locked, short
 
 DOWNLOADS = Path("data") / "downloads"
 

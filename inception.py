@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import datasets
 from datasets import layout
-from sources import InputError, short, write_atomic
+from sources import InputError, remove_half_written, short, write_atomic
 
 STAGES = {  # number of features: the layers between the previous features and these
     64: ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"],
@@ -281,6 +281,46 @@ def features_words(dim, weights, precision="fp32"):
     return f"{source}, pixels resized to 299x299 bilinear, not antialiased"
 
 
+def moments(x):
+    """Features (N, d) -> their mean, float64 (d,), and covariance, float64 (d, d)."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        raise InputError(f"no covariance of {len(x)} features: they are not finite, or too few")
+    mean = x.mean(0, dtype=np.float64)
+    return mean, covariance(x, mean)
+
+
+def covariance(x, mean):
+    """(N, d) -> float64 (d, d), divisor N-1. Works in chunks, so memory does not grow with N."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for start in range(0, len(x), 4096):
+        centred = x[start : start + 4096] - mean
+        total += centred.T @ centred
+    return total / (len(x) - 1)
+
+
+def read_statistics(path):
+    """mu and sigma of an .npz file, float64, or None if `path` is something else."""
+    if not (path.lower().endswith(".npz") and Path(path).is_file()):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not {"mu", "sigma"} <= set(file.files) or "images" in file.files:
+                return None
+            if max(member.file_size for member in file.zip.infolist()) > 2**27:
+                raise ValueError("too large")
+            mean = file["mu"].astype(np.float64)
+            covariances = file["sigma"].astype(np.float64)
+    except Exception as error:  # zipfile, zlib, ValueError, EOFError ... all mean the same
+        raise InputError(f"'{path}' is not a readable .npz file ({short(error)})") from None
+    d = mean.size
+    if d not in DIMS or mean.shape != (d,) or covariances.shape != (d, d):
+        shapes = f"mu {mean.shape} and sigma {covariances.shape}"
+        raise InputError(f"'{path}' has {shapes}, and not (d,) and (d, d) with d one of {DIMS}")
+    if not (np.isfinite(mean).all() and np.allclose(covariances, covariances.T)):
+        raise InputError(f"'{path}' has no finite mu, or a sigma that is no covariance")
+    return mean, covariances
+
+
 # ------------------------------------------------------------------------ features of real images
 #
 # A run that is evaluated every few epochs has the same real images every time.
@@ -339,4 +379,5 @@ def write_features(path, result):
     if all(np.isfinite(x).all() for x in result.values()):
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_half_written(path.parent)
             write_atomic(path, write)

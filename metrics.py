@@ -27,7 +27,10 @@ Which FID is this? An FID means nothing without four facts, so every value comes
     not antialiased).
 
 A side is the name of a data set, a folder, zip or .npz of images, a checkpoint (.pt), or a run
-directory, which stands for its best.pt and its last.pt (as REAL: for its last.pt).
+directory, which stands for its best.pt and its last.pt (as REAL: for its last.pt). It can also be
+an .npz of samples `arr_0`, as guided-diffusion writes it, or of statistics `mu` and `sigma`, as
+pytorch-fid writes them: then only FID is measured. Data sets are compared at the size of their own
+images, the smaller one if they differ.
 
     python metrics.py cats64 runs/dcgan-cats64-1                 # the best and the last checkpoint
     python metrics.py photos.zip generated/ --dims 768 --floor   # folders, zips or .npz files
@@ -38,6 +41,11 @@ directory, which stands for its best.pt and its last.pt (as REAL: for its last.p
 The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything;
 `fid`, `kid`, `ms_ssim`, `collapse` and `prdc` are its parts, and inception.py has `features`.
 """
+
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import functools
 import json
@@ -62,11 +70,13 @@ from inception import (
     features,
     features_words,
     load_weights,
+    moments,
     reachable,
+    read_statistics,
     real_features,
     require,
 )
-from sources import InputError, new_parser, number, run_program, write_text
+from sources import InputError, new_parser, number, printable, run_program, write_text
 
 # ------------------------------------------------------------------------------------------- FID
 
@@ -93,8 +103,6 @@ def fid(real, fake):
     real, fake: (N, d) and (M, d), N, M >= 2. Returns a float >= 0, computed in float64.
     """
     real, fake = checked(real, fake)
-    mean1 = real.mean(0, dtype=np.float64)
-    mean2 = fake.mean(0, dtype=np.float64)
     if min(len(real), len(fake)) < real.shape[1]:
         # With fewer images than features, a covariance is singular and need not be formed. Let the
         # centred features divided by sqrt(N-1) be the rows of A and B, so S1 = A'A and S2 = B'B.
@@ -102,26 +110,22 @@ def fid(real, fake):
         # Their roots are the singular values of A B', an N x M matrix, and the trace is the sum of
         # these: the nuclear norm. This takes no root of a rounding error. A matrix square root of
         # the singular S1 S2 does, and is wrong in the fourth digit.
+        mean1 = real.mean(0, dtype=np.float64)
+        mean2 = fake.mean(0, dtype=np.float64)
         a = (real - mean1) / np.sqrt(len(real) - 1)
         b = (fake - mean2) / np.sqrt(len(fake) - 1)
         traces = np.square(a).sum() + np.square(b).sum()
         root = scipy.linalg.svdvals(a @ b.T, check_finite=False).sum()
-    else:
-        s1 = covariance(real, mean1)
-        s2 = covariance(fake, mean2)
-        traces = np.trace(s1) + np.trace(s2)
-        root = root_trace(s1, s2)
-    distance = np.square(mean1 - mean2).sum() + traces - 2 * root
-    return float(max(distance, 0.0))  # only rounding takes it below 0
+        distance = np.square(mean1 - mean2).sum() + traces - 2 * root
+        return float(max(distance, 0.0))  # only rounding takes it below 0
+    return frechet(*moments(real), *moments(fake))
 
 
-def covariance(x, mean):
-    """(N, d) -> float64 (d, d), divisor N-1. Works in chunks, so memory does not grow with N."""
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, len(x), 4096):
-        centred = x[start : start + 4096] - mean
-        total += centred.T @ centred
-    return total / (len(x) - 1)
+def frechet(mean1, s1, mean2, s2):
+    """The distance of fid() from two means, float64 (d,), and covariances, float64 (d, d)."""
+    traces = np.trace(s1) + np.trace(s2)
+    distance = np.square(mean1 - mean2).sum() + traces - 2 * root_trace(s1, s2)
+    return float(max(distance, 0.0))
 
 
 def root_trace(s1, s2):
@@ -810,8 +814,7 @@ def averaged_down(images, words, like):
     if h < height or h * width != w * height:
         sizes = f"{words} have {w}x{h} pixels and generated ones {width}x{height}"
         raise InputError(f"{sizes}: only larger ones of the same shape can be averaged down")
-    size = (height, width)
-    small = [F.interpolate(chunk.float(), size, mode="area") for chunk in in_chunks(images)]
+    small = [F.interpolate(x.float(), (height, width), mode="area") for x in in_chunks(images)]
     return torch.cat(small).round().byte(), f"{words} averaged down to {width}x{height}"
 
 
@@ -1035,7 +1038,7 @@ def table(values, report=None):
         if value["real"] is not None:
             line += f"    (real images: {format_value(value, 'real')})"
         lines += [line + theirs, f"    {value['protocol']}"]
-    return "\n".join(lines)
+    return "\n".join(printable(line, 5000) for line in lines)
 
 
 def comparison(results):
@@ -1073,7 +1076,7 @@ def comparison(results):
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(padded).rstrip())
-    return "\n".join([*lines, "", *notes])
+    return "\n".join(printable(line, 5000) for line in [*lines, "", *notes])
 
 
 def write_result(run, values, preset):
@@ -1098,12 +1101,13 @@ def write_result(run, values, preset):
 
 
 class Side(NamedTuple):
-    """A side on the command line: a data set, or a checkpoint and its model."""
+    """A side on the command line: a data set, a checkpoint and its model, or statistics."""
 
-    name: str  # the data set's name or path, or the path of the checkpoint
+    name: str  # the data set's name or path, or that of the checkpoint or the statistics
     checkpoint: dict | None = None
     script: ModuleType | None = None
     model: nn.Module | None = None
+    statistics: tuple | None = None  # mean and covariance of features, float64 (d,) and (d, d)
 
 
 def parse_args(argv=None):
@@ -1111,18 +1115,18 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("real", metavar="REAL", help="the real side; of a data set with a test split, that split")
     add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
-    whole = number(int, 0)
-    add("--eval-images", type=number(int, 2), default=1000, help="images on each side [1000]")
+    counts = number(int, 0, 100_001)
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side [1000]")
     add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
     add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
-    add("--size", type=number(int, 8), help="pixels [the model's, or 64]")
-    add("--seed", type=int, default=0, help="of image choice, latents, subsets and pairs [0]")
+    add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs [0]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
     add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=whole, default=0, metavar="B", help="resamples for standard errors [0]")
+    add("--bootstrap", type=counts, default=0, metavar="B", help="for standard errors [0]")
     add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
-    add("--iwae", type=whole, default=0, metavar="K", help="importance samples for a VAE [0]")
+    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE [0]")
     add("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
@@ -1132,7 +1136,7 @@ def parse_args(argv=None):
 
 def note(text):
     """A remark for the user that is not a result."""
-    print(f"metrics.py: {text}", file=sys.stderr)
+    print(f"metrics.py: {printable(text, 1000)}", file=sys.stderr)
 
 
 def checkpoint_files(path):
@@ -1155,20 +1159,35 @@ def open_sides(text, device):
         if sides and sides[0].checkpoint["step"] == checkpoint["step"]:  # the best is the last
             sides = []
         sides.append(Side(str(file), checkpoint, script, model))
-    return sides or [Side(text)]
+    return sides or [Side(text, statistics=read_statistics(text))]
 
 
 def common_size(asked, sides):
-    """The size of all images in pixels: --size, or that of the models, or 64."""
+    """The size of all images in pixels: --size, or that of the models, or that of the data sets.
+
+    If the data sets differ, it is the smallest one, but from 64 to 512.
+    """
     sizes = [asked] if asked else []
     sizes += [side.checkpoint["data"]["size"] for side in sides if side.checkpoint]
     if len(set(sizes)) > 1:
         raise InputError(f"--size or the models disagree ({sizes}): a model makes one size only")
-    return sizes[0] if sizes else 64
+    if sizes:
+        return sizes[0]
+    # shapes are drawn at any size
+    names = [side.name for side in sides if not side.statistics and side.name != "shapes"]
+    native = {name: datasets.native_size(name) for name in names}
+    size = min(max(64, min(native.values(), default=64)), 512)  # Inception sees 299
+    if set(native.values()) - {size}:
+        sizes = " and ".join(f"{name} {own}" for name, own in native.items())
+        note(f"all images are compared at {size} pixels (they have: {sizes}); --size says another")
+    return size
 
 
 def draw(side, n, size, split, seed):
     """Up to n images of a Side: datasets.Images, with a note that says what they are."""
+    if side.statistics:
+        words = f"statistics (mu, sigma) in {side.name}"
+        return datasets.Images(torch.empty(0), None, [], side.name, "", False, words)
     if side.script is None:
         return draw_data(side.name, n, size, split, seed)
     images = side.script.generate(side.model, n, seed)
@@ -1190,6 +1209,27 @@ def draw_data(name, n, size, split, seed):
             data = datasets.load(name, size, "all")
     words = f"images of {data.name} ({origin}; {data.note}; drawn with seed {seed})"
     return pick(data, shuffled(len(data.images), seed)[:n])._replace(note=words)
+
+
+def statistics_values(pairs, weights, device, precision):
+    """FID where a Side has statistics instead of images. pairs: both Sides with their Images."""
+    how = " against ".join(data.note for _, data in reversed(pairs))
+    d = next(len(side.statistics[0]) for side, _ in pairs if side.statistics)
+    both = []
+    for side, data in pairs:
+        if side.statistics:
+            both.append(side.statistics)
+            continue
+        weights, _, _ = reachable((d,), weights)
+        x = features(data.images, (d,), weights, device, precision)[d]
+        both.append(moments(x))
+        how = f"{features_words(d, weights, precision)}; {len(x)} images: {how}"
+    first, second = both
+    if len(first[0]) != len(second[0]):
+        raise InputError("the two statistics have different numbers of features")
+    distance = frechet(*first, *second)
+    others = not_measured("all else", "statistics (mu, sigma) hold no images")
+    return [measured(metric_name("FID", d), distance, how), others]
 
 
 def class_values(args, real, fake, size, classes, settings):
@@ -1228,25 +1268,33 @@ def main(argv=None):
         weights = load_weights(args.weights)
         require(weights, max(args.dims or [64]))
     real_side = open_sides(args.real, device)[-1]
-    real_is_data = real_side.script is None
+    real_is_data = not (real_side.script or real_side.statistics)
     fake_sides = [side for text in args.fake for side in open_sides(text, device)]
-    size = common_size(args.size, [real_side, *fake_sides])
+    sides = [real_side, *fake_sides]
+    size = common_size(args.size, sides)
     has_own_values = [hasattr(side.script, "own_values") for side in fake_sides]
     if args.iwae and not (real_is_data and any(has_own_values)):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
 
+    for side in sides:
+        if not (side.script or side.statistics):
+            # prepares it: a mistake in the last one must not cost the time of sampling
+            datasets.load(side.name, size, "all")
     # 2 n images with or without --floor, so that --floor does not change the first n. A model that
     # is on both sides must not make the same images twice.
     n = args.eval_images
     pool = draw(real_side, 2 * n, size, "test", args.seed if real_is_data else args.seed + 1)
-    real = pool.images[:n]
-    floor = pool.images[n:] if args.floor else None
+    total = len(pool.images)
+    if args.floor and 0 < total < 2 * n:
+        n = total // 2
+        args.eval_images = n
+        note(f"{args.real} has only {total} images: {n} on each side, and {n} for --floor")
+    floor = pool.images[n : 2 * n] if args.floor else None
+    pool = pick(pool, slice(n))
     fakes = [draw(side, n, size, "all", args.seed) for side in fake_sides]
-    counts = [(args.real, len(real)), ("the floor", n if floor is None else len(floor))]
-    counts += [(side.name, len(fake.images)) for side, fake in zip(fake_sides, fakes, strict=True)]
-    for name, count in counts:
-        if count < n:
-            note(f"{name} has only {count} of the {n} images asked for")
+    for side, data in zip(sides, [pool, *fakes], strict=True):
+        if 0 < len(data.images) < n:
+            note(f"{side.name} has only {len(data.images)} of the {n} images asked for")
 
     settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
     draws = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
@@ -1256,9 +1304,13 @@ def main(argv=None):
         if real_is_data and hasattr(side.script, "own_values"):
             own = own_values(args, real_side, side, size)
         in_table = len(fakes) > 1 and not args.json
-        words = {"real_words": pool.note}
-        words["fake_words"] = "images of the column" if in_table else fake.note
-        values = evaluate(real, fake.images, floor, **settings, **draws, **words)
+        fake_words = "images of the column" if in_table else fake.note
+        words = {"real_words": pool.note, "fake_words": fake_words}
+        if real_side.statistics or side.statistics:
+            pairs = [(real_side, pool), (side, fake)]
+            values = statistics_values(pairs, weights, device, args.precision)
+        else:
+            values = evaluate(pool.images, fake.images, floor, **settings, **draws, **words)
         labelled = pool.labels is not None and fake.labels is not None
         if labelled and real_is_data and not args.no_classes:
             values += class_values(args, real_side, side, size, fake.classes, settings)

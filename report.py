@@ -28,7 +28,13 @@ If a picture cannot be made (no samples yet, no matplotlib), one line says why, 
 still made. The scripts call `report(run_directory)` at the end of a run.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import base64
+import contextlib
 import functools
 import html
 import io
@@ -36,6 +42,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +51,20 @@ from PIL import Image
 import datasets
 import training
 from sample import labelled_rows, write_words
-from sources import InputError, new_parser, number, read_log, run_program, write_bytes, write_text
+from sources import (
+    InputError,
+    check_output,
+    markdown,
+    new_parser,
+    number,
+    parse_log,
+    printable,
+    remove_half_written,
+    run_program,
+    short,
+    write_bytes,
+    write_text,
+)
 
 INK = "#222222"
 FAINT = "#777777"
@@ -64,26 +84,55 @@ REAL = 50  # images with which each of them is compared
 def read_run(folder):
     """args.json of a run directory as a dict. InputError if the folder is not a run."""
     path = Path(folder) / "args.json"
-    try:
-        args = json.loads(path.read_text(encoding="utf-8"))
-        if args["steps_per_epoch"] > 0 and args["data"]["size"] > 0:
+    if not path.is_file():
+        raise InputError(f"'{folder}' is not a run directory: it holds no args.json")
+    advice = "give another run directory"
+    args = read_json(path, advice)
+    about = args.get("data", {})
+    kinds = [(args.get("flags", {}), dict), (about, dict), (args.get("script", ""), str)]
+    if all(isinstance(value, kind) for value, kind in kinds):
+        names = about.get("classes", [])
+        named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        numbers = (args.get("steps_per_epoch"), about.get("size"))
+        if named and all(isinstance(n, int) and 0 < n < 2**31 for n in numbers):
             return args
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"'{folder}' is not a run directory: it holds no args.json") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"'{path}' is damaged: give another run directory")
+    raise InputError(f"'{path}' is damaged: {advice}")
+
+
+def read_json(path, advice):
+    """A JSON file that holds an object, as a dict. InputError with this advice if it is damaged."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # no JSON, not UTF-8, or nested without end
+        result = None
+    if not isinstance(result, dict):
+        raise InputError(f"'{path}' is damaged: {advice}")
+    return result
+
+
+def reason(problem):
+    """In one line, why a picture cannot be made."""
+    if isinstance(problem, InputError):
+        return str(problem)
+    return f"the files of the run do not fit together ({type(problem).__name__}: {short(problem)})"
 
 
 def read_columns(folder):
     """log.csv as {column: float64 array}. A cell is NaN where nothing was measured."""
-    rows = read_log(folder / "log.csv")
+    rows = read_rows(folder / "log.csv")
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+def read_rows(path):
+    """The rows of log.csv or weights.csv, dicts of strings, at least one. Damaged ones are left
+    out, and one line says so."""
+    rows, damaged = parse_log(path)
     if not rows:
-        raise InputError("log.csv has no rows yet; train for longer")
-    try:
-        return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"log.csv is damaged ({error})") from None
+        problem = "is damaged: none of its rows is whole" if damaged else "has no rows yet"
+        raise InputError(f"{path.name} {problem}; train for longer")
+    if damaged:
+        print(f"{path}: {damaged} damaged rows are left out", file=sys.stderr)
+    return rows
 
 
 def read_weights(folder):
@@ -93,24 +142,23 @@ def read_weights(folder):
     """
     layers = {}
     try:
-        for row in read_log(folder / "weights.csv"):
+        for row in read_rows(folder / "weights.csv"):
             counts = np.array(row["counts"].split(), dtype=float)
-            if len(counts) == 50:  # otherwise kill -9 cut the row short
+            if len(counts) == 50:
                 histogram = (float(row["low"]), float(row["high"]), counts)
                 steps = layers.setdefault((row["network"], row["layer"]), {})
                 steps[int(row["step"])] = histogram
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"weights.csv is damaged ({error})") from None
     if not layers:
-        raise InputError("weights.csv has no rows yet; train for longer")
+        raise InputError("weights.csv is damaged: none of its rows has 50 counts")
     return layers
 
 
 def read_samples(folder, kind="samples"):
     """[(step, path)] of samples/*.png in the order of their steps."""
-    samples = sorted(
-        (int(path.stem), path) for path in folder.glob(f"{kind}/*.png") if path.stem.isdecimal()
-    )
+    paths = [path for path in folder.glob(f"{kind}/*.png") if path.stem.isdecimal()]
+    samples = sorted((int(path.stem), path) for path in paths if path.is_file())
     if not samples:
         raise InputError(f"no pictures in {kind}/ yet; train for longer or lower --sample-every")
     return samples
@@ -118,10 +166,12 @@ def read_samples(folder, kind="samples"):
 
 def open_picture(path):
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except OSError:
-        raise InputError(f"{path} is damaged; remove it") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                return picture.convert("RGB")
+    except Exception:  # Pillow has many ways to say so
+        raise InputError(f"{path} is damaged or far too large; remove it") from None
 
 
 # -------------------------------------------------------------------------- losses.png, weights.png
@@ -134,7 +184,7 @@ def new_figure(width, height, title):
     except ImportError:
         raise InputError("matplotlib is not installed; pip install matplotlib") from None
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    figure.suptitle(title, fontsize=11, color=INK)
+    figure.suptitle(printable(title), fontsize=11, color=INK, parse_math=False)
     return figure
 
 
@@ -195,14 +245,15 @@ def draw_losses(folder, args):
         inside = []
         for index, name in enumerate(names):
             finite = np.isfinite(log[name])
-            label = name.removeprefix("loss_").replace("_", " ")
+            label = printable(name).removeprefix("loss_").replace("_", " ").replace("$", r"\$")
             color = LINES[index % len(LINES)]
             inside.append(draw_curve(axis, log["step"][finite], log[name][finite], label, color))
         low = min(values.min() for values in inside)
         high = max(values.max() for values in inside)
         margin = 0.06 * (high - low) or 0.06 * abs(high) or 1
         axis.set_ylim(low - margin, high + margin)
-        axis.set_ylabel("loss" if names[0].startswith("loss_") else names[0].split("_")[0])
+        kind = "loss" if names[0].startswith("loss_") else names[0].split("_")[0]
+        axis.set_ylabel(printable(kind), parse_math=False)
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
@@ -231,7 +282,7 @@ def weights_axis(figure, place, title):
     axis = figure.add_subplot(place)
     axis.set_yscale("log")
     axis.set_axisbelow(True)
-    axis.set_title(title, fontsize=9, color=INK)
+    axis.set_title(printable(title), fontsize=9, color=INK, parse_math=False)
     axis.tick_params(labelsize=7, colors=FAINT)
     axis.grid(color="#e5e5e5", linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
@@ -619,10 +670,10 @@ def best_fid(folder, metrics):
 
 def final_values(folder, metrics):
     """metrics.json of a run: {what: (value, the same of real images or "", protocol)} or {}."""
-    try:
-        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = folder / "metrics.json"
+    if not path.is_file():
         return {}
+    result = read_json(path, "remove it")
     values = {}
     step = training.read_checkpoint(folder)["step"]
     if result.get("step", step) != step:  # trained further, and not measured again
@@ -677,21 +728,24 @@ def compare(folders):
     rows, notes = comparison_table(folders, names)
     lines = []
     for row in rows:
-        cells = [cell.replace("|", "\\|") for cell in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(markdown, row))} |")
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    markdown = "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+    text = "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes), ""])
 
     page = [PAGE_HEAD, "<table>"]
     for index, row in enumerate(rows):
         tag = "td" if index else "th"
-        cells = [f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row]
+        cells = [f"<{tag}>{as_html(cell)}</{tag}>" for cell in row]
         page.append(f"<tr>{''.join(cells)}</tr>")
-    page += ["</table>", "<ul>", *(f"<li>{html.escape(note)}" for note in notes), "</ul>"]
+    page += ["</table>", "<ul>", *(f"<li>{as_html(note)}" for note in notes), "</ul>"]
     for name, folder in zip(names, folders, strict=True):
-        page.append(f"<h2>{html.escape(name)}</h2>")
+        page.append(f"<h2>{as_html(name)}</h2>")
         page += [embedded(path) for path in pictures_of(folder)]
-    return markdown, "\n".join(page) + "\n"
+    return text, "\n".join(page) + "\n"
+
+
+def as_html(text):
+    return html.escape(printable(text, math.inf))
 
 
 PAGE_HEAD = """<!doctype html><meta charset='utf-8'><title>comparison</title>
@@ -702,9 +756,9 @@ td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}</style>"""
 def pictures_of(folder):
     """The pictures of a run that comparison.html shows."""
     paths = [folder / f"{name}.png" for name in ("strip", "interpolation", "classes", "losses")]
-    if (folder / "samples").exists():
+    with contextlib.suppress(InputError):  # no samples
         paths.insert(0, read_samples(folder)[-1][1])
-    return [path for path in paths if path.exists()]
+    return [path for path in paths if path.is_file()]
 
 
 def embedded(path):
@@ -752,11 +806,12 @@ def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
     if grid:
         pictures["grid.png"] = draw(draw_grid, folder, grid, device)
     written = []
+    remove_half_written(folder)
     for name, make in pictures.items():
         try:
             data = make()  # the whole file in memory, so that none is ever half-written
-        except InputError as problem:
-            print(f"{folder}: no {name}: {problem}", file=sys.stderr)
+        except Exception as problem:  # whatever is wrong with a run's files, the others are made
+            print(f"{folder}: no {name}: {reason(problem)}", file=sys.stderr)
             continue
         write_bytes(folder / name, data)
         written.append(folder / name)
@@ -779,19 +834,22 @@ def main(argv=None):
     folders = [Path(run) for run in args.runs]
     for folder in folders:
         read_run(folder)  # a wrong name fails before any work is done
+        check_output(folder / "losses.png")
+    base = folders[0].resolve().parent / "comparison"
+    if len(folders) > 1:
+        check_output(f"{base}.html")
     for folder in folders:
         for path in report(folder, args.epochs, args.extremes, args.grid):
-            print(f"wrote {path}")
+            print(f"wrote {printable(path)}")
     if len(folders) == 1:
         return
     try:
-        markdown, page = compare(folders)
-    except InputError as problem:
-        raise InputError(f"no comparison of these runs: {problem}") from None
-    base = folders[0].resolve().parent / "comparison"
-    for kind, text in (("md", markdown), ("html", page)):
-        write_text(f"{base}.{kind}", text)
-        print(f"wrote {os.path.relpath(base)}.{kind}")
+        text, page = compare(folders)
+    except Exception as problem:
+        raise InputError(f"no comparison of these runs: {reason(problem)}") from None
+    for kind, content in (("md", text), ("html", page)):
+        write_text(f"{base}.{kind}", content)
+        print(f"wrote {printable(os.path.relpath(base))}.{kind}")
 
 
 if __name__ == "__main__":

@@ -5,23 +5,30 @@
 """sample.py: make images with a trained model.
 
     python sample.py runs/dcgan-shapes-1 --count 64 --to grid.png    # one picture, enlarged
-    python sample.py runs/dcgan-shapes-1 --count 5000 --to images/   # a PNG for each image
+    python sample.py runs/dcgan-shapes-1 --count 5000 --to images/   # a PNG file for each image
     python sample.py runs/cgan-shapes-1 --class star --to stars.png  # one class
     python sample.py runs/cgan-shapes-1 --interpolate 12 --walk classes
     python sample.py runs/vae_mlp-cats-1 --interpolate 12 --walk images --data photos/
 
-RUN, a run directory or a checkpoint (.pt), comes first. Image k depends on the seed and on k only,
-so if a folder is interrupted, the same command goes on with it. In the folder of a conditional
-model, each class has a sub-folder. Some models have sampling flags of their own, such as
---guidance: `python sample.py RUN --help` lists them.
+RUN, a run directory or a checkpoint (.pt), comes first. --to means a picture if it ends in .png,
+else a folder; with a slash at the end it is always a folder. Image k depends on the seed and on k
+only, and is written as soon as it is made. If you stop a folder, the same command goes on with it.
+In the folder of a conditional model, each class has a sub-folder. Some models have sampling flags
+of their own, such as --guidance: `python sample.py RUN --help` lists them.
 
 The script that made the model must lie next to this file (dcgan.py, or your renamed copy of it).
 """
+
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import functools
 import hashlib
 import json
 import math
+import os
 import re
 import sys
 from itertools import pairwise
@@ -33,9 +40,19 @@ from tqdm import tqdm
 
 import datasets
 import training
-from sources import InputError, new_parser, number, run_program, write_text
+from sources import (
+    InputError,
+    check_output,
+    new_parser,
+    number,
+    printable,
+    remove_half_written,
+    run_program,
+    write_text,
+)
 
-CHUNK = 100  # images made at a time for a folder
+CHUNK = 16  # images made at a time for a folder; on a GPU more
+LARGEST = 2**27  # pixels of a picture; Pillow itself refuses to open one of 179 million
 ROWS = 8  # walks in a picture
 MAX_COLUMNS = 16  # of a grid with a row for each class
 AT_LEAST = 512  # pixels: the height to which grids are enlarged
@@ -77,40 +94,49 @@ def parse_args(argv=None):
 
 def class_names(script, checkpoint):
     """The classes that the model makes images of, or [] if it knows no classes."""
-    names = checkpoint["data"]["classes"]
+    names = [printable(name) for name in checkpoint["data"]["classes"]]
     conditional = hasattr(script, "asked_labels") and len(names) > 1
     return names if conditional else []
 
 
 def check(args, script, classes):
-    """Find what is wrong before the slow work, and complete args.walk and args.to."""
+    """Find what is wrong before the slow work, and complete args.walk."""
     if args.class_name is not None and not classes:
         raise InputError("this model makes images without classes: leave out --class")
-    if args.class_name is not None and args.class_name not in classes:
+    if args.class_name is not None and printable(args.class_name) not in classes:
         names = ", ".join(classes)
         raise InputError(f"no class '{args.class_name}': this model knows {names}")
-    default = "generated.png"
     if args.interpolate is None:
         if args.walk or args.data:
             raise InputError("--walk and --data go with --interpolate N")
     else:
-        default = "interpolation.png"
         args.walk = args.walk or script.WALKS[0]
         if args.walk not in script.WALKS:
             raise InputError(f"--walk {args.walk}: this model can walk {', '.join(script.WALKS)}")
         if args.data and args.walk != "images":
             raise InputError("--data goes with --walk images")
-    args.to = Path(args.to or default)
-    is_picture = args.to.suffix.lower() == ".png"
-    if args.interpolate is not None and not is_picture:
-        raise InputError(f"--to {args.to}: walks make one picture, so give a FILE.png")
-    if is_picture and args.to.is_dir():
-        raise InputError(f"'{args.to}' is a folder: give another --to")
-    if not is_picture and not args.to.is_dir() and (args.to.suffix or args.to.exists()):
-        raise InputError(f"--to {args.to}: give a FILE.png for one grid, or a folder")
-    for parent in args.to.parents:
-        if parent.is_file():
-            raise InputError(f"--to {args.to}: '{parent}' is a file")
+
+
+def check_target(args, size):
+    """Find what is wrong with --to, and set args.to, a Path, and args.to_folder, which says whether
+    it means a folder. size: of an image, in pixels."""
+    text = args.to or ("generated.png" if args.interpolate is None else "interpolation.png")
+    args.to = Path(text)
+    suffix = args.to.suffix.lower()
+    slash = text.endswith(("/", os.sep))
+    args.to_folder = slash or suffix != ".png"
+    if args.to_folder:
+        if args.interpolate is not None:
+            raise InputError(f"--to {text}: walks make one picture, so give a FILE.png")
+        of_files = {".npz", ".zip", *Image.registered_extensions()}
+        if not slash and not args.to.is_dir() and suffix in of_files:
+            raise InputError(f"--to {text}: give a FILE.png for one grid, or a folder and a slash")
+        check_output(args.to / "made_by.json")
+        return
+    images = args.count if args.interpolate is None else ROWS * args.interpolate
+    if images * (size + 2) ** 2 > LARGEST:
+        raise InputError(f"{images} images are too many for one picture: give a folder to --to")
+    check_output(args.to)
 
 
 # ------------------------------------------------------------------------------- rows with names
@@ -130,6 +156,7 @@ def font(size):
 
 def write_words(picture, place, words, size=16, color="#222222", width=math.inf):
     """Write at `place` = (x, y), with the middle of the letters at height y, cut off at `width`."""
+    words = printable(words)
     while len(words) > 1 and font(size).getlength(words) > width:
         words = words.removesuffix("…")[:-1] + "…"
     ImageDraw.Draw(picture).text(place, words, fill=color, font=font(size), anchor="lm")
@@ -231,12 +258,18 @@ def digest(model):
 def check_folder(folder, note):
     """Check that a folder is empty or was begun by the same command. note: of its made_by.json."""
     path = folder / "made_by.json"
-    begun = path.exists() and path.read_text(encoding="utf-8") == note
-    if begun:
-        for half_written in folder.glob("**/*.tmp"):  # left by kill -9
-            half_written.unlink()
+    if path.is_file():
+        if path.read_text(encoding="utf-8", errors="replace") != note:
+            words = "holds other files, of another model, seed or flags (see made_by.json)"
+            raise InputError(f"'{folder}' {words}: choose another --to")
+        remove_half_written(folder)
     elif any(file.suffix != ".tmp" for file in folder.glob("*")):
         raise InputError(f"'{folder}' holds other files: choose another --to")
+
+
+def is_whole(path):
+    """Whether a PNG file is there to its end, which a crash of the machine may have cut off."""
+    return path.is_file() and path.read_bytes().endswith(b"IEND\xaeB`\x82")
 
 
 def fill_folder(args, script, model, checkpoint, classes, sampling):
@@ -248,47 +281,58 @@ def fill_folder(args, script, model, checkpoint, classes, sampling):
     note = json.dumps({**made_by, "seed": args.seed, **sampling}, indent=1)
     check_folder(args.to, note)
     folders = [args.to / name for name in folder_names(classes)] or [args.to]
-    for first in tqdm(range(0, args.count, CHUNK), unit=f"x {CHUNK} images", disable=None):
-        count = min(CHUNK, args.count - first)
-        labels = [sampling.get("label", 0)] * count
-        if classes and "label" not in sampling:
-            labels = script.asked_labels(model, count, args.seed, first).tolist()
-        paths = [folders[label] / f"{k:05d}.png" for k, label in enumerate(labels, first)]
-        if all(path.exists() for path in paths):
-            continue
-        images = script.generate(model, count, args.seed, first, **sampling)
-        if first == 0:  # not before: generate() may refuse a flag
-            args.to.mkdir(parents=True, exist_ok=True)
-            write_text(args.to / "made_by.json", note)
-        for image, path in zip(images, paths, strict=True):
-            datasets.save_picture(datasets.grid(image[None]), path)
+    chunk = CHUNK if next(model.parameters()).device.type == "cpu" else 8 * CHUNK
+    done = 0
+    try:
+        for first in tqdm(range(0, args.count, chunk), unit=f"x {chunk} images", disable=None):
+            count = min(chunk, args.count - first)
+            labels = [sampling.get("label", 0)] * count
+            if classes and "label" not in sampling:
+                labels = script.asked_labels(model, count, args.seed, first).tolist()
+            paths = [folders[label] / f"{k:05d}.png" for k, label in enumerate(labels, first)]
+            missing = [k for k, path in enumerate(paths) if not is_whole(path)]
+            done += count - len(missing)
+            if not missing:
+                continue
+            images = script.generate(model, count, args.seed, first, **sampling)
+            if first == 0:  # not before: generate() may refuse a flag
+                args.to.mkdir(parents=True, exist_ok=True)
+                write_text(args.to / "made_by.json", note)
+            for k in missing:
+                datasets.save_picture(datasets.grid(images[k : k + 1]), paths[k])
+                done += 1
+    except KeyboardInterrupt:
+        words = f"stopped: {done} of {args.count} images are in {printable(args.to)}"
+        print(f"{words}; the same command goes on with it", file=sys.stderr)
+        raise
 
 
 def main(argv=None):
     args, script, model, checkpoint = parse_args(argv)
     classes = class_names(script, checkpoint)
     check(args, script, classes)
+    check_target(args, checkpoint["data"]["size"])
     sampling = {}  # what goes to generate() and walk() besides the usual
     if args.class_name is not None:
-        sampling["label"] = classes.index(args.class_name)
+        sampling["label"] = classes.index(printable(args.class_name))
     for name in getattr(script, "SAMPLING", {}):
         value = getattr(args, name)
         if value is not None:
             sampling[name] = value
-    print(f"{script.SCRIPT}, {training.weights_used(checkpoint, args.weights)}")
-    if args.interpolate is not None:
-        picture = walk_grid(args, script, model, checkpoint, classes, sampling)
-    elif args.to.suffix.lower() != ".png":
+    if args.to_folder:
         fill_folder(args, script, model, checkpoint, classes, sampling)
-        print(f"wrote {args.count} images to {args.to}")
-        return
-    elif classes and args.class_name is None:
-        picture = class_grid(args, script, model, classes, sampling)
+        words = f"wrote {args.count} images to {printable(args.to)}"
     else:
-        images = script.generate(model, args.count, args.seed, **sampling)
-        picture = datasets.enlarged(datasets.grid(images), AT_LEAST)
-    datasets.save_picture(picture, args.to)
-    print(f"wrote {args.to}")
+        if args.interpolate is not None:
+            picture = walk_grid(args, script, model, checkpoint, classes, sampling)
+        elif classes and args.class_name is None:
+            picture = class_grid(args, script, model, classes, sampling)
+        else:
+            images = script.generate(model, args.count, args.seed, **sampling)
+            picture = datasets.enlarged(datasets.grid(images), AT_LEAST)
+        datasets.save_picture(picture, args.to)
+        words = f"wrote {printable(args.to)}"
+    print(f"{script.SCRIPT}, {training.weights_used(checkpoint, args.weights)}\n{words}")
 
 
 if __name__ == "__main__":

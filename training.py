@@ -32,8 +32,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import datasets
 import sources
-from datasets import class_counts
 from sources import RANK, START, WORLD, InputError, number, out_of_memory, short, write_text
 
 FORMAT = 2  # of checkpoints
@@ -69,12 +69,13 @@ def add_run_flags(parser, presets, any_size=False):
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on hardware with it")
     add("--no-graph", action="store_true", help="on an NVIDIA GPU: without CUDA graphs")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
-    add("--resume", nargs="?", const="", metavar="DIR", help="continue a run [the newest]")
+    add("--resume", nargs="?", const=True, metavar="DIR", help="continue a run [the newest]")
     add("--log-every", type=some, default=50, help="steps between rows of log.csv [%(default)s]")
     add("--sample-every", type=some, help="steps between pictures [an epoch, at least 100]")
     add("--save-every", type=some, help="steps between checkpoints [an epoch, at least 100]")
     add("--eval-every", type=none, default=0, help="steps between FIDs for best.pt; 0: never")
-    add("--eval-images", type=none, default=1000, help="images on each side; 0: never evaluate")
+    images = number(int, 0, 100_001)
+    add("--eval-images", type=images, default=1000, help="images on each side; 0: never evaluate")
     add("--dims", type=int, nargs="+", choices=DIMS, default=[768, 2048], help="features of FID")
     add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     add("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
@@ -95,9 +96,12 @@ def parse(parser, presets, script, may_change, argv=None):
     if args.resume is not None:
         if args.out is not None:
             parser.error("--resume goes on in its own directory: leave out --out")
-        run_directory = Path(args.resume) if args.resume else newest_run(script)
+        run_directory = newest_run(script) if args.resume is True else Path(args.resume)
         settings = flags_on_resume(run_directory, script, typed, may_change)
         settings = {name: value for name, value in settings.items() if name in defaults}
+        parser.set_defaults(**defaults)
+        with fits(script):
+            check_flags(parser, settings)
     else:
         preset = args.preset
         if preset is None and args.data == "shapes":
@@ -114,9 +118,13 @@ def parse(parser, presets, script, may_change, argv=None):
     parser.set_defaults(**defaults | settings)
     args = parser.parse_args(argv)
     args.resume = run_directory
-    measured = args.eval_every or "report" in presets.get(args.preset, {})
-    if typed.keys() & {"dims", "weights"} and not (measured and args.eval_images):
+    if "out" in typed and RANK == 0 and not args.dry_run:
+        sources.check_new_directory(args.out, KILLED_EARLY)
+    measured = args.eval_images and (args.eval_every or "report" in presets.get(args.preset, {}))
+    if typed.keys() & {"dims", "weights"} and not measured:
         print("note: --dims and --weights do nothing here: nothing is measured", file=sys.stderr)
+    elif "weights" in typed and not Path(args.weights).is_file():
+        raise InputError(f"no Inception weights '{args.weights}'")
     return args, set(typed)
 
 
@@ -124,9 +132,11 @@ def newest_run(script):
     """The run directory in runs/ that holds the newest checkpoint of this script."""
     files = sorted(Path("runs").glob("*/last.pt"), key=lambda path: path.stat().st_mtime_ns)
     for path in reversed(files):
-        with contextlib.suppress(InputError):  # one that cannot be read is none of ours
+        try:
             if read_checkpoint(path)["script"] == script:
                 return path.parent
+        except InputError as problem:
+            print(f"not resumed: {problem}", file=sys.stderr)
     raise InputError(f"no run of {script}.py in runs/ to resume")
 
 
@@ -146,6 +156,30 @@ def flags_on_resume(run_directory, script, typed, may_change):
             raise InputError(f"--{flag} was {old} in this run and cannot become {new} on resume")
     # these hold for one session only, because no flag turns them off
     return {**flags, "no_graph": False, "dry_run": False, "tensorboard": False}
+
+
+def check_flags(parser, flags):
+    """ValueError unless these flags of a checkpoint are as the command line would give them."""
+    words = []
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif value is not None and value is not False:
+            words.append(f"{flag}={value}")
+
+    def refuse(message):
+        raise ValueError(message)
+
+    error = parser.error
+    parser.error = refuse
+    taken = vars(parser.parse_args(words))
+    parser.error = error
+    for name in flags:
+        if taken[name] != flags[name]:
+            refuse(f"{name} {flags[name]!r}")
 
 
 def changed_flags(args, preset):
@@ -435,6 +469,21 @@ def print_plan(args, data, total, per_epoch, device):
 # ------------------------------------------------------------------------------------------ a run
 
 
+def new_batches(args, typed, data, device, balance=False):
+    """The Batches that a run draws from data.
+
+    Where there are fewer images than --batch, args.batch is lowered to their number, with a line
+    that says so, unless somebody typed it. Raises InputError (see Batches).
+    """
+    largest = len(data.images) // WORLD
+    if 2 <= largest < args.batch and "batch" not in typed:
+        if RANK == 0:
+            words = f"so --batch is {largest}, not {args.batch}"
+            print(f"note: '{data.name}' has {len(data.images)} images, {words}", file=sys.stderr)
+        args.batch = largest
+    return datasets.Batches(data, args.batch, device, args.seed, balance=balance)
+
+
 @contextlib.contextmanager
 def start(args, script, data, batches, models, optimizers, total, per_epoch, extra=None):
     """Open the run directory, a new one or that of --resume, and hold its lock. Gives a Run.
@@ -466,21 +515,18 @@ def start(args, script, data, batches, models, optimizers, total, per_epoch, ext
         rates_to_device(optimizers, run.device)
         if run.is_main:
             run.open_files(summary_writer)
-        handlers = {}
         for which in (signal.SIGINT, signal.SIGTERM):
-            handlers[which] = signal.signal(which, run.notice)
+            run.loop.callback(signal.signal, which, signal.signal(which, run.notice))
         run.bar = tqdm(total=total, initial=run.step, unit="step", disable=RANK > 0 or None)
-        try:
+        run.loop.callback(run.bar.close)
+        with run.loop:
             yield run
-        finally:
-            run.bar.close()
-            for which, handler in handlers.items():
-                signal.signal(which, handler)
 
 
 def default_out(run):
-    """runs/<script>-<data>[-<preset>]"""
-    name = f"{run.script}-{run.about['name']}"
+    """runs/<script>-<data>[-<preset>], without characters that a shell or a system may refuse."""
+    data = re.sub(r"[^\w.,+=@() -]", "_", run.about["name"])[:50]
+    name = f"{run.script}-{data}"
     preset = run.args.preset
     if preset and preset != run.about["name"]:
         name += f"-{preset}"
@@ -555,12 +601,13 @@ class Run:
         self.best_size = args.size  # the size of the images that have it
         self.recent = []  # losses since the last row of log.csv, on the device
         self.signals = []
+        self.loop = contextlib.ExitStack()  # what is undone when the loop ends
         self.mark = self.printed = time.perf_counter()
         self.note = data.note
         self.about = {"name": data.name, "source": str(args.data), "fingerprint": data.fingerprint}
         self.about |= {"size": args.size, "channels": data.images.shape[1]}
         self.about |= {"count": len(data.images), "classes": data.classes}
-        self.about["counts"] = class_counts(data)
+        self.about["counts"] = datasets.class_counts(data)
 
     # ---- what the loop calls ----
 
@@ -584,7 +631,10 @@ class Run:
         """At the end of a step: count it, and keep its losses, tensors of no dimensions."""
         self.step += 1
         self.names = list(losses)
-        self.recent.append(torch.stack(list(losses.values())).detach())
+        values = torch.stack(list(losses.values())).detach()
+        if self.recent and self.recent[-1].shape != values.shape:
+            raise InputError(f"'{self.path}' is damaged: its recent losses are of another script")
+        self.recent.append(values)
         self.count_time()
         self.bar.update()
 
@@ -657,11 +707,9 @@ class Run:
         """
         self.wait()
         self.finite_losses()
-        tensors = [t for model in self.models.values() for t in model.state_dict().values()]
-        finite = [t.isfinite().all() for t in tensors if t.is_floating_point()]
-        if not torch.stack(finite).all():
-            self.fail(self.step)
         checkpoint = self.snapshot(together=name == "last.pt")
+        if not all_finite(checkpoint):
+            self.fail(self.step)
         if self.is_main:  # serialized in memory first, so that a full disk is a plain OSError
             buffer = io.BytesIO()
             torch.save(checkpoint, buffer)
@@ -696,15 +744,21 @@ class Run:
     def goodbye(self):
         """Say how to resume a run that was stopped. Returns the exit code, 128 + the signal."""
         self.bar.close()
-        command = f"{START} {self.script}.py --resume {shlex.quote(str(self.path))}"
+        command = f"{START} {self.script}.py --resume {shlex.quote(sources.printable(self.path))}"
         print(f"stopped and saved at step {self.step} of {self.total}; go on with: {command}")
         return 128 + self.signals[0]
+
+    def done(self):
+        """After the loop: say so. Ctrl-C ends what follows at once; --resume makes up for it."""
+        self.loop.close()
+        pictures = sources.printable(self.path / "samples")
+        print(f"done: {self.step} steps in {self.seconds:.0f} s; pictures in {pictures}")
 
     def finish(self):
         """Note in args.json that nothing is left to do, and say what to try next."""
         if self.is_main:
             self.write_args(finished=self.step)
-            path = shlex.quote(str(self.path))
+            path = shlex.quote(sources.printable(self.path))
             print(f"\ntry next: python sample.py {path} --count 64 --to grid.png")
             print(f"          {START} {self.script}.py --resume {path} --steps {2 * self.step}")
 
@@ -738,7 +792,7 @@ class Run:
         state = {"format": FORMAT, "script": self.script, "flags": self.flags, "data": self.about}
         state |= {"step": self.step, "seconds": self.seconds, "steps_per_epoch": self.per_epoch}
         state |= {"best": self.best, "best_size": self.best_size, "drawn": self.batches.drawn}
-        state |= {"processes": WORLD, "rng": rng, **self.extra}
+        state |= {"total": self.total, "processes": WORLD, "rng": rng, **self.extra}
         state["recent"] = torch.stack(self.recent).cpu() if self.recent else torch.empty(0, 0)
         state["models"] = {name: model.state_dict() for name, model in self.models.items()}
         state["optimizers"] = {name: o.state_dict() for name, o in self.optimizers.items()}
@@ -746,6 +800,9 @@ class Run:
 
     def restore(self, state):
         """Take over the state of a checkpoint. It may come from another kind of device."""
+        numbers = {"seconds": float, "best": (int, float), "best_size": int, "drawn": int}
+        parts = {"optimizers": dict, "rng": dict, "recent": torch.Tensor, "processes": int}
+        check_fields(self.path / "last.pt", state, **numbers, **parts)
         if state["processes"] != WORLD:
             words = f"trained by {state['processes']} processes, not {WORLD}: use as many"
             raise InputError(f"'{self.path}' was {words}")
@@ -757,41 +814,47 @@ class Run:
             words = f"finished ({step} steps): give a larger --steps or --epochs"
             raise InputError(f"'{self.path}' is {words}")
         with fits(self.script):
+            if [*state["models"], *state["optimizers"]] != [*self.models, *self.optimizers]:
+                raise ValueError("other networks")
+            if not all_finite(state):
+                raise ValueError("numbers that are not finite")
             for name, model in self.models.items():
                 model.load_state_dict(state["models"][name])
             for name, optimizer in self.optimizers.items():
-                restore_optimizer(optimizer, state["optimizers"][name], self.device)
+                restore_optimizer(optimizer, state["optimizers"][name]["state"])
+            rng = state["rng"]["everyone"][RANK] if WORLD > 1 else state["rng"]
+            torch.set_rng_state(rng["cpu"])
+            if self.device.type in rng and self.device.type != "cpu":
+                getattr(torch, self.device.type).set_rng_state(rng[self.device.type])
+            self.recent = list(state["recent"].to(self.device))
+            protocol = ("dims", "weights", "eval_images")
+            if all(getattr(self.args, name) == state["flags"][name] for name in protocol):
+                # under another protocol FIDs do not compare, and the next one is the best
+                self.best = state["best"]
+                self.best_size = state["best_size"]
         self.step = step
         self.seconds = state["seconds"]
-        protocol = ("dims", "weights", "eval_images")
-        if all(getattr(self.args, name) == state["flags"][name] for name in protocol):
-            # under another protocol FIDs do not compare, and the next one is the best
-            self.best = state["best"]
-            self.best_size = state["best_size"]
-        self.recent = list(state["recent"].to(self.device))
         self.batches.drawn = state["drawn"]
-        rng = state["rng"]["everyone"][RANK] if WORLD > 1 else state["rng"]
-        torch.set_rng_state(rng["cpu"])
-        if self.device.type in rng and self.device.type != "cpu":
-            getattr(torch, self.device.type).set_rng_state(rng[self.device.type])
 
     def open_files(self, summary_writer):
         """args.json, source.py, log.csv and weights.csv, and the first lines on the terminal."""
-        for half_written in self.path.glob("**/*.tmp"):  # left by kill -9
-            half_written.unlink()
+        sources.remove_half_written(self.path)
         self.write_args()
         source = Path(__file__).with_name(f"{self.script}.py")  # for the record; never executed
-        write_text(self.path / "source.py", source.read_text(encoding="utf-8"))
-        self.log = sources.Log(self.path / "log.csv", self.step)
-        self.histograms = sources.Log(self.path / "weights.csv", self.step)
+        sources.write_bytes(self.path / "source.py", source.read_bytes())
+        last = self.step or -1  # what belongs to step 0 is made again
+        self.log = sources.Log(self.path / "log.csv", last)
+        self.histograms = sources.Log(self.path / "weights.csv", last)
         self.tensorboard = summary_writer(str(self.path)) if summary_writer else None
         self.logged = (self.step, self.seconds)
         data = self.about
         size = f"{data['size']}x{data['size']}"
         each = f" in each of {WORLD} processes" if WORLD > 1 else ""
         print(f"{self.script}: {data['name']} {size}, {data['count']} images ({self.note})")
+        print(datasets.class_words(data["classes"], data["counts"]))
         print(f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch} an epoch;", end=" ")
-        print(f"{self.device}, {self.args.precision}; everything goes to {self.path}")
+        path = sources.printable(self.path)
+        print(f"{self.device}, {self.args.precision}; everything goes to {path}")
 
     def write_args(self, **more):
         """args.json: what this run is, for people and for report.py."""
@@ -811,17 +874,28 @@ def finished_step(path):
     try:
         about = json.loads((path / "args.json").read_text(encoding="utf-8"))
         return about.get("finished")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
-def restore_optimizer(optimizer, state, device):
-    """Load the state of an optimizer that may come from another kind of device."""
-    groups = [group | adam_options(device) for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
+def all_finite(tree):
+    """Whether all tensors in nested dicts and lists are finite."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        return all(all_finite(branch) for branch in tree)
+    return not isinstance(tree, torch.Tensor) or bool(tree.isfinite().all())
+
+
+def restore_optimizer(optimizer, state):
+    """Load the state of an Adam that may come from another kind of device. Its options stay."""
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     # Adam's kernel wants its averages laid out in memory as the weights are
     for weight, averages in optimizer.state.items():
         for key in ("exp_avg", "exp_avg_sq"):
+            if averages[key].shape != weight.shape or averages["step"].dim() > 0:
+                raise ValueError("an average of Adam has another shape than its weight")
             averages[key] = torch.empty_like(weight).copy_(averages[key])
 
 
@@ -859,6 +933,14 @@ def weight_histograms(models, step):
 # ------------------------------------------------------------------------------------ checkpoints
 
 
+def check_fields(path, values, **kinds):
+    """InputError unless a dict of a checkpoint holds these kinds of values; numbers from 0 on."""
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if not isinstance(value, kind) or (kind in (int, float) and not 0 <= value < 2**48):
+            raise InputError(f"'{path}' is damaged: its {name} makes no sense")
+
+
 def read_checkpoint(path):
     """The dict of a checkpoint file, or of a run directory's last.pt, with tensors on the CPU.
 
@@ -867,19 +949,35 @@ def read_checkpoint(path):
     path = Path(path)
     if path.is_dir():
         if not (path / "last.pt").exists():
-            raise InputError(f"'{path}' holds no last.pt: it is not a run directory")
+            raise InputError(f"'{path}' holds no last.pt: no run, or stopped before it saved one")
         path = path / "last.pt"
     if not path.exists():
         raise InputError(f"no checkpoint '{path}'")
+    if not path.is_file():  # a pipe would wait for ever
+        raise InputError(f"'{path}' is not a regular file")
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it is, if it is no checkpoint
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, ...
-        raise InputError(f"'{path}' is damaged or no checkpoint ({short(error)})") from None
+        if isinstance(error, OSError) or out_of_memory(error):
+            raise
+        # not torch's own words: they advise to read it without weights_only
+        raise InputError(f"'{path}' is damaged or no checkpoint") from None
     known = isinstance(checkpoint, dict) and isinstance(checkpoint.get("script"), str)
     if known and checkpoint.get("format") == 1:
         raise InputError(f"'{path}' was made by the first edition of this collection: train anew")
     if not known or checkpoint.get("format") != FORMAT:
         raise InputError(f"'{path}' is not a checkpoint of this collection")
+    checkpoint.setdefault("total", 2**48 - 1)  # older ones lack it
+    check_fields(path, checkpoint, step=int, total=int, flags=dict, data=dict, models=dict)
+    check_fields(path, checkpoint["flags"], size=int, seed=int, ema=(int, float))
+    about = checkpoint["data"]
+    check_fields(path, about, size=int, channels=int, classes=list, fingerprint=str)
+    same_size = about["size"] == checkpoint["flags"]["size"]
+    names = all(isinstance(name, str) for name in about["classes"])
+    if checkpoint["step"] > checkpoint["total"] or not same_size or not names:
+        raise InputError(f"'{path}' is damaged: its step, sizes or classes make no sense")
     return checkpoint
 
 
@@ -895,8 +993,8 @@ def fits(script):
     """Turn what happens when a checkpoint does not fit the networks of its script into one line."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as problem:
-        if out_of_memory(problem):
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as problem:
+        if out_of_memory(problem) and "negative" not in str(problem):
             raise
         words = f"does not fit {script}.py ({short(problem)})"
         words += ": it is damaged, or the script has changed since"
@@ -922,7 +1020,12 @@ def open_model(checkpoint, device="cpu", weights="ema"):
     """
     script = load_script(checkpoint["script"])
     with fits(checkpoint["script"]):
-        return script, script.load_model(checkpoint, device, weights)
+        model = script.load_model(checkpoint, device, weights)
+        used = {**checkpoint, "models": model.state_dict(), "optimizers": None}
+        if not all_finite(used):
+            words = "the weights of this checkpoint are not finite, so it makes no images"
+            raise InputError(f"{words}: take another, or train again with a lower --lr")
+    return script, model
 
 
 def tool(name):

@@ -46,6 +46,11 @@ makes it a WGAN-GP is in `Critic`, `gradient_penalty` and the two update steps; 
 is the whole loop.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import copy
 import functools
@@ -119,15 +124,12 @@ def parse_args(argv=None):
     rate = number(float, 1e-12)
     whole = number(int, 1)
     amount = number(float, 0)
-    arch = ["dcgan", "resnet"]
-    norms = ["none", "layer"]
-    spaces = ["tanh", "channel"]
-    add("--arch", choices=arch, default="dcgan", help="the networks [%(default)s]")
+    add("--arch", choices=["dcgan", "resnet"], default="dcgan", help="the networks [%(default)s]")
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
-    add("--critic-norm", choices=norms, default="none", help="norm in the critic [%(default)s]")
+    add("--critic-norm", choices=["none", "layer"], default="none", help="its norm [%(default)s]")
     about = "learn images in [-1, 1], or with mean 0 and deviation 1 in each channel [%(default)s]"
-    add("--normalize", choices=spaces, default="tanh", help=about)
+    add("--normalize", choices=["tanh", "channel"], default="tanh", help=about)
     add("--lr", type=rate, default=1e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the critic alone [--lr]")
@@ -590,7 +592,7 @@ def main(argv=None):
     args.size = args.size or datasets.default_size(args.data)
     check_growth(args, typed)
     data, held_out = datasets.load_parts(args.data, args.size)
-    batches = datasets.Batches(data, args.batch, device, args.seed)
+    batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.critic_steps)  # steps
     total = args.steps or args.epochs * per_epoch
     sample_every = args.sample_every or max(100, per_epoch)
@@ -695,25 +697,24 @@ def main(argv=None):
                 run.write_weights()  # histograms of every layer
             if last or run.every(save_every):
                 run.save("last.pt")
-        if run.step < total:
+        if run.step < total or run.should_stop():
             run.save("last.pt")
             return run.goodbye()  # says how to resume
-
-    print(f"done: {run.step} steps in {run.seconds:.0f} s; pictures in {run.path / 'samples'}")
-    if metrics and report:  # first the numbers: a plot that fails must not lose them
-        fake = generate(sampler, args.eval_images, args.seed + 2)
-        values = metrics.evaluate(
-            reference.judge,
-            fake,
-            floor=reference.choose,
-            fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
-            **measured,
-        )
-        metrics.write_result(run, values, PRESETS[args.preset])
-    if plots := training.tool("report"):
-        for path in plots.report(run.path, device=device):
-            print(f"wrote {path}")
-    return run.finish()  # says what to try next
+        run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
+        if metrics and report:  # first the numbers: a plot that fails must not lose them
+            fake = generate(sampler, args.eval_images, args.seed + 2)
+            values = metrics.evaluate(
+                reference.judge,
+                fake,
+                floor=reference.choose,
+                fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
+                **measured,
+            )
+            metrics.write_result(run, values, PRESETS[args.preset])
+        if plots := training.tool("report"):
+            for path in plots.report(run.path, device=device):
+                print(f"wrote {path}")
+        return run.finish()  # says what to try next
 
 
 if __name__ == "__main__":

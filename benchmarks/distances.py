@@ -11,6 +11,11 @@ random weights. For each library the program prints the value, the median time, 
 ours it is.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 import io
 import statistics

@@ -9,6 +9,11 @@ prints images a second and core, the ratio, and the peak memory of a process tha
 folder and of one that prepares ten copies of it.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import os
 import statistics
 import subprocess

@@ -21,13 +21,17 @@ The first edition is commit e34f961. Without --old, the program checks it out as
 worktree. Cases whose data or Inception weights are not on this machine are skipped.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; main takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import csv
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -316,6 +320,7 @@ def parse_args():
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     args = parse_args()
     for name in ("old", "new", "data_dir", "weights"):
         path = getattr(args, name)
@@ -339,4 +344,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -7,6 +7,11 @@ REAL is a data set, FAKE a run or a checkpoint. Each row changes one thing in th
 first row.
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import io
 import sys
 from pathlib import Path

@@ -4,6 +4,7 @@ import csv
 import functools
 import json
 import math
+import os
 import shutil
 import signal
 
@@ -302,7 +303,41 @@ def test_data_that_changed_are_refused(data, capsys):
     for name in ("images", "labels"):
         arrays[name] = arrays[name][:-6]
     np.savez("x.npz", **arrays)
+    load("x.npz", 16)  # a line says that the images are prepared again
     assert "has changed since" in error_of(capsys, "--resume", "r")
+
+
+def test_an_interrupted_sampling_goes_on(data, monkeypatch, capsys):
+    """Ctrl-C costs the images of one class."""
+    run(*TRAIN, "--out", "whole")
+    ddpm = training.load_script("ddpm")
+    generate = ddpm.generate
+    made = []
+
+    def counted(*given, **more):
+        made.append(more["label"])
+        return generate(*given, **more)
+
+    def until_class_2(*given, **more):
+        if more["label"] == 2:
+            raise KeyboardInterrupt
+        return counted(*given, **more)
+
+    monkeypatch.setattr(ddpm, "generate", until_class_2)
+    with pytest.raises(SystemExit):
+        run(*TRAIN, "--out", "a b")
+    assert "python augment.py --resume 'a b'" in capsys.readouterr().err
+    monkeypatch.setattr(ddpm, "generate", counted)
+    run("--resume", "a b")
+    assert made == [0, 1, 2] and results("whole") == results("a b")
+    assert [path.name for path in (data / "a b").glob("generated-*.npz")] == ["generated-4.npz"]
+
+
+def test_names_of_data_in_the_table(data):
+    (data / "<b>*x*|.npz").write_bytes((data / "x.npz").read_bytes())
+    run(*TRAIN, "--data", "<b>*x*|.npz", "--out", "r")
+    text = (data / "r/table.md").read_text(encoding="utf-8")
+    assert r"&lt;b>\*x\*\|, 5 images" in text and "<b>" not in text
 
 
 def test_a_subset_smaller_than_the_generators_batch(data):
@@ -362,11 +397,19 @@ def test_data_without_a_split(data):
      ("--data x.npz --per-class 4 5 --generator runs/a", "one number"),
      ("--resume absent", "no run of augment.py"), ("--resume a --add 3", "leave out --add"),
      ("--data x.npz --per-class 4 --out x.npz", "not empty"),
+     ("--data absent --out x.npz", "not empty"), ("--data absent --out x.npz/r", "is a file"),
+     ("--data x.npz --width 99999", "below 1025"), ("--data=", "--data: is empty"),
+     ("--resume=", "--resume: is empty"), ("--data x.npz --out=", "--out: is empty"),
+     ("--resume pipe", "no run of augment.py"),
      ("--data x.npz --device cuda:7", "no device")],
 )  # fmt: skip
 def test_bad_input(data, given, words, capsys):
-    np.savez("plain.npz", images=np.zeros((40, 16, 16, 3), np.uint8))
-    np.savez("few.npz", images=np.zeros((4, 16, 16, 3), np.uint8), labels=np.arange(4) % 2)
+    images = np.load("x.npz")["images"]
+    np.savez("plain.npz", images=images[:40])
+    np.savez("few.npz", images=images[:4], labels=np.arange(4) % 2)
+    if hasattr(os, "mkfifo"):
+        (data / "pipe").mkdir()
+        os.mkfifo("pipe/settings.json")
     arguments = given.split(" ") if given else []  # a tab stays within an argument
     assert words in error_of(capsys, *arguments)
     assert not (data / "runs").exists()

@@ -435,7 +435,8 @@ def test_r0b_trains_on_real_data(real):
     ],
 )
 def test_what_a_conditional_model_cannot_use(here, capsys, arrays, flags, words):
-    np.savez("x.npz", images=np.zeros((20, 16, 16, 3), np.uint8), **arrays)
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    np.savez("x.npz", images=images, **arrays)
     argv = ["--data=x.npz", "--batch=4", "--size=16", *flags.split()]
     with pytest.raises(SystemExit) as stop:
         run_program(functools.partial(cgan.main, argv))

@@ -133,7 +133,7 @@ def test_the_number_of_batches_is_the_whole_state(stream):
             assert torch.equal(same_images, images) and torch.equal(same_labels, labels)
 
 
-def test_scaling_and_its_inverse_are_exact():
+def test_scaling_and_its_inverse_are_exact(monkeypatch):
     every = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).expand(4, 3, 8, 8)
     images, labels = next(Batches(Images(every, None, [], "", "", False, ""), 4))
     assert labels is None and images.min() == -1 and images.max() == 1
@@ -143,8 +143,10 @@ def test_scaling_and_its_inverse_are_exact():
     assert torch.allclose(datasets.from_uint8(every), exact, rtol=0, atol=1e-7)
     rounded = datasets.to_uint8(torch.tensor([-9.0, 9.0, 0.9999, 0.0]))
     assert rounded.tolist() == [0, 255, 255, 128]  # clamped, and not truncated
-    assert datasets.layout("cuda:1") == torch.channels_last
     assert datasets.layout("mps") == torch.contiguous_format
+    for capability, expected in ((7, 5), torch.contiguous_format), ((8, 0), torch.channels_last):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert datasets.layout("cuda:1") == expected
 
 
 def test_several_processes_draw_what_one_draws(monkeypatch):
@@ -278,6 +280,46 @@ def test_labels_that_a_conditional_model_needs():
     for bad in (data._replace(labels=None, classes=[]), data._replace(classes=["a"])):
         with pytest.raises(InputError, match="'photos' has no labels"):
             datasets.require_labels(bad, "photos")
+
+
+def test_the_error_for_missing_labels_names_the_first_odd_path(here):
+    folder = make_folder(here / "photos", ["cat/0.png", "dog/1.png", "x.png", "y.png"])
+    data = load("photos", 16)
+    with pytest.raises(
+        InputError, match="'photos' has no labels.* .the first without one: 'x.png'"
+    ):
+        datasets.require_labels(data, "photos")
+    (folder / "y.png").unlink()
+    datasets.require_labels(load("photos", 16), "photos")  # the odd one is left out
+
+
+def test_classes_in_words():
+    assert datasets.class_words(["cat", "dog"], [1200, 8]) == "2 classes: cat 1200, dog 8"
+    names = [f"c{k}" for k in range(13)]
+    words = datasets.class_words(names, list(range(13)))
+    assert words.startswith("13 classes: c0 0, c1 1,") and words.endswith(", c9 9 and 3 more")
+    assert datasets.class_words([], []) == datasets.class_words(["all"], [5]) == "no classes"
+    assert len(datasets.class_words(["x" * 999, "y"], [1, 2])) < 99
+
+
+def test_how_many_images_are_held_out_is_said(here):
+    make_folder(here / "s", ["train/0.png", "train/1.png", "train/2.png", "test/3.png"])
+    make_folder(here / "t", ["0.png", "1.png", "2.png", "3.png"])
+    assert load_parts("s", 16)[0].note.endswith(", without 1 held-out ones")
+    assert load_parts("t", 16, 2)[0].note.endswith(", without 2 held-out ones")
+    assert load_parts("t", 16)[0].note.endswith(", none of them held out")
+
+
+def test_a_folder_with_the_name_of_a_set(here, capsys):
+    make_folder(here / "shapes", ["cat/0.png", "dog/1.png"])
+    datasets.say_once.cache_clear()
+    for _ in range(2):
+        assert load("shapes", 16, "test").classes == datasets.SHAPES
+    line = "note: 'shapes' is the known set; for the path here, write ./shapes\n"
+    assert capsys.readouterr().err == line
+    own = load("./shapes", 16)
+    assert own.name == "shapes" and own.classes == ["cat", "dog"]
+    assert datasets.default_size("./shapes") == 32 and capsys.readouterr().err == ""
 
 
 def test_default_sizes(here):

@@ -85,8 +85,8 @@ def train(here):
 
     def run(*flags):
         argv = [*common.split(), "--device=cpu", "--precision=fp32", *flags]
-        dcgan.main(argv)
         args, _ = dcgan.parse_args(argv)
+        dcgan.main(argv)
         return args, read_log(datasets.Path("r/log.csv")), read_checkpoint("r")
 
     return run

@@ -19,15 +19,16 @@ BUDGETS = {  # file: the most code lines
     "gan_resnet.py": 320,
     "cgan.py": 450,
     "wgan_gp.py": 450,
-    "ddpm.py": 450,
-    "training.py": 640,
-    "datasets.py": 450,
-    "sources.py": 450,
+    "ddpm.py": 453,
+    "training.py": 717,
+    "datasets.py": 510,
+    "sources.py": 670,
+    "folders.py": 510,
     "downloads.py": 300,
     "analysis.py": 200,
-    "metrics.py": 800,
+    "metrics.py": 840,
     "inception.py": 260,
-    "sample.py": 220,
+    "sample.py": 245,
     "report.py": 800,
     "augment.py": 520,
 }
@@ -37,8 +38,9 @@ SCRIPTS = ["dcgan", "vae_mlp", "cvae", "gan_resnet", "cgan", "wgan_gp", "ddpm"]
 BASE = {"training", "datasets", "sources"}
 ARROWS = {  # file: what it may import of ours
     "training": {"datasets", "sources"},
-    "datasets": {"sources", "downloads", "analysis"},
-    "downloads": {"sources"},
+    "datasets": {"sources", "folders", "downloads", "analysis"},
+    "downloads": {"sources", "folders"},
+    "folders": {"sources"},
     "sources": set(),
     "analysis": set(),
     "inception": {"datasets", "sources"},
@@ -48,7 +50,8 @@ ARROWS = {  # file: what it may import of ours
     "augment": BASE | {"metrics"},
     **dict.fromkeys(SCRIPTS, BASE),
 }
-LAZY = {("datasets", "downloads"), ("datasets", "analysis")}  # only inside of a function
+# These are imported inside of functions only.
+LAZY = {("datasets", name) for name in ("folders", "downloads", "analysis")}
 
 
 def source(name):

@@ -4,6 +4,7 @@ and brute force. Nothing downloads."""
 import argparse
 import functools
 import json
+import os
 import runpy
 import sys
 import types
@@ -14,7 +15,7 @@ import scipy.linalg
 import scipy.spatial
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, program
+from conftest import ROOT, make_folder, program
 
 import datasets
 import inception
@@ -129,7 +130,7 @@ def test_fid_where_cholesky_fails():
 
 def test_covariance_in_chunks():
     x = samples(9000, 5).astype(np.float32)
-    ours = metrics.covariance(x, x.mean(0, dtype=np.float64))
+    ours = inception.covariance(x, x.mean(0, dtype=np.float64))
     assert np.allclose(ours, np.cov(x, rowvar=False, dtype=np.float64), rtol=1e-12)
 
 
@@ -804,6 +805,137 @@ def test_two_data_sets(two_sets, run):
     assert json.loads(run("real.npz fake.npz --eval-images 8 --json")[0])["size"] == 64
 
 
+def test_floor_of_a_small_set(two_sets, run):
+    """20 images: 10 real ones, 10 others for the floor, and 10 of the other side."""
+    out, err = run("real.npz fake.npz --size 16 --floor --json")
+    assert err.count("\n") == 1 and "real.npz has only 20 images: 10 on each side" in err
+    values = by_name(values_of(out))
+    assert values["FID-64"]["real"] > 1e-3 and values["collapse (pixels)"]["pairs"] == 90
+    assert "10 images of fake" in values["FID-64"]["protocol"]
+    assert "10 other real images against the same" in values["FID-64"]["protocol"]
+    np.savez("few.npz", images=images(30, 16).permute(0, 2, 3, 1).numpy())
+    _, err = run("real.npz few.npz --size 16 --eval-images 10 --floor")  # 20 are enough
+    assert "has only" not in err
+
+
+@pytest.mark.parametrize(
+    "sizes, more, expected",
+    [((96, 96), "", 96), ((128, 96), "", 96), ((96, 28), "", 64), ((96, 96), "--size 24", 24),
+     ((28, 28), "", 64), ((600, 600), "", 512)],
+)  # fmt: skip
+def test_images_keep_their_own_size(here, sizes, more, expected, run, monkeypatch):
+    """The smaller of both, but from 64 to 512. Whatever is resized is said in one line."""
+    monkeypatch.setattr(metrics, "evaluate", lambda *args, **_: [measured_shapes(*args)])
+    for name, size in zip(("real", "fake"), sizes, strict=True):
+        np.savez(f"{name}.npz", images=images(3, size).permute(0, 2, 3, 1).numpy())
+    out, err = run(f"real.npz fake.npz --eval-images 3 --json {more}")
+    assert json.loads(out)["size"] == expected
+    shape = [3, 3, expected, expected]
+    assert values_of(out)[0]["shapes"] == [shape, shape]
+    resized = not more and set(sizes) != {expected}
+    line = f"compared at {expected} pixels (they have: real.npz {sizes[0]} and fake.npz {sizes[1]})"
+    assert (line in err) == resized and err.count("\n") == resized
+
+
+def measured_shapes(real, fake, floor):
+    return {"shapes": [list(real.shape), list(fake.shape)]}
+
+
+def test_the_size_of_most_images_counts(here, monkeypatch):
+    """One thumbnail and one damaged file change nothing; shapes have any size."""
+    folder = make_folder(here / "photos", [f"{i}.png" for i in range(8)], size=(120, 100))
+    make_folder(folder, ["a.png"], size=(20, 20))
+    (folder / "0.png").write_bytes(b"no image")
+    sides = [metrics.Side("photos"), metrics.Side("shapes")]
+    assert metrics.common_size(None, sides) == 100
+    assert metrics.common_size(None, [metrics.Side("shapes")] * 2) == 64
+
+
+def save_statistics(path, x, **other):
+    np.savez(path, **{"mu": x.mean(0), "sigma": np.cov(x, rowvar=False), **other})
+
+
+def test_statistics_as_a_side(two_sets, run, small_weights):
+    """FID as from the features themselves; all else is not measured."""
+    x = samples(300, 64)
+    y = samples(200, 64, seed=1) * 1.2
+    save_statistics("x.npz", x)
+    save_statistics("y.npz", y)
+    expected = metrics.fid(x, y)
+    for line in "x.npz y.npz", "y.npz x.npz":
+        fid, rest = values_of(run(f"{line} --json")[0])
+        assert fid["name"] == "FID-64" and fid["value"] == pytest.approx(expected, rel=1e-9)
+        assert "statistics (mu, sigma) in x.npz" in fid["protocol"]
+        assert rest["value"] is None and "hold no images" in rest["reason"]
+    z = inception.features(datasets.load("fake.npz", 64).images, (64,), small_weights)[64]
+    expected = frechet(x, z)
+    for line in "x.npz fake.npz", "fake.npz x.npz":
+        out, _ = run(f"{line} --eval-images 20 --json")
+        fid, rest = values_of(out)
+        assert fid["value"] == pytest.approx(expected, rel=1e-6)
+        assert "20 images: " in fid["protocol"] and small_weights.name in fid["protocol"]
+        assert rest["name"] == "all else"
+    assert "all else                  not measured here: " in run("x.npz fake.npz --floor")[0]
+    save_statistics("w.npz", samples(300, 192))
+    for line, words in (
+        ("x.npz w.npz", "different numbers of features"),
+        ("x.npz fake.npz --iwae 3", "--iwae needs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(line)
+
+
+def frechet(x, y):
+    """The distance with scipy's matrix square root."""
+    s1, s2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = scipy.linalg.sqrtm(s1 @ s2).real
+    return np.square(x.mean(0) - y.mean(0)).sum() + np.trace(s1 + s2 - 2 * root)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [(dict(sigma=np.ones((3, 3))), "and sigma"), (dict(mu=np.ones((64, 64))), "mu "),
+     (dict(mu=np.full(64, np.nan)), "no finite mu"), (dict(mu=np.ones(7)), "mu "),
+     (dict(sigma=np.triu(np.ones((64, 64)))), "no covariance"),
+     (dict(sigma=np.array(["x"])), "readable"), (dict(sigma=np.array([None])), "readable")],
+)  # fmt: skip
+def test_damaged_statistics(two_sets, run, damage, words):
+    save_statistics("x.npz", samples(300, 64), **damage)
+    with pytest.raises(InputError, match=words) as error:
+        run("x.npz fake.npz")
+    assert "\n" not in str(error.value)
+
+
+def test_sample_files_of_other_programs(two_sets, run):
+    """guided-diffusion writes arr_0 (and arr_1, labels)."""
+    pixels = np.load("fake.npz")["images"]
+    np.savez("samples.npz", pixels, np.arange(20) % 3)
+    np.save("samples.npy", pixels)
+    results = []
+    for name in ("fake.npz", "samples.npz", "samples.npy"):
+        out, _ = run(f"real.npz {name} --size 16 --eval-images 8 --json")
+        results.append([value["value"] for value in values_of(out)])
+    assert results[0] == results[1] == results[2]
+
+
+def test_all_sides_are_read_before_a_model_makes_images(two_sets, here, run, script):
+    save(here / "r/last.pt", 7)
+    script.generate = None
+    (here / "empty").mkdir()
+    (here / "bad.npz").write_bytes(b"PK\x03\x04 damaged")
+    for line in "real.npz r empty", "real.npz r bad.npz", "r real.npz nosuch", "real.npz r r/x.pt":
+        with pytest.raises(InputError) as error:
+            run(f"{line} --size 16")
+        assert "\n" not in str(error.value)
+
+
+def test_names_in_tables_are_printable():
+    value = {"name": "FID of \x1b[31m", "value": 1.5, "real": None, "protocol": "a\nb\udcff"}
+    for text in metrics.table([value]), metrics.comparison([("x\r", [value]), ("y", [value])]):
+        assert r"FID of \x1b[31m" in text and r"a\nb\udcff" in text
+        assert all(character.isprintable() for line in text.split("\n") for character in line)
+
+
 def test_the_real_side_is_the_test_split(here):
     pixels = np.arange(60, dtype=np.uint8)[:, None, None].repeat(16, 1).repeat(16, 2)
     labels = np.arange(60) % 3
@@ -823,7 +955,7 @@ def script(monkeypatch):
     def generate(model, n, seed=0, first=0, label=None):
         return images(n, 16, seed=seed + 5)
 
-    script = types.SimpleNamespace(generate=generate, load_model=lambda checkpoint, *_: checkpoint)
+    script = types.SimpleNamespace(generate=generate, load_model=lambda *_: torch.nn.Identity())
     monkeypatch.setattr(training, "load_script", lambda stem: script)
     return script
 
@@ -833,7 +965,8 @@ def save(path, step, script="dcgan", classes="", trained_on=None, **flags):
     data["fingerprint"] = trained_on.fingerprint if trained_on else "0"
     checkpoint = {"format": 2, "script": script, "step": step, "data": data}
     path.parent.mkdir(exist_ok=True)
-    torch.save({**checkpoint, "flags": {"ema": 0.0, **flags}}, path)
+    flags = {"ema": 0.0, "size": 16, "seed": 0, **flags}
+    torch.save({**checkpoint, "flags": flags, "models": {}}, path)
 
 
 def test_a_run_and_its_checkpoints(two_sets, here, run, script):
@@ -968,13 +1101,27 @@ shapes shapes --device toaster
 shapes shapes --device cuda:99
 shapes shapes --weights none.pth
 shapes shapes --dims 2048
-shapes shapes --iwae 5"""
+shapes shapes --iwae 5
+shapes shapes --seed -1
+shapes shapes --seed 4294967296
+shapes shapes --size 999999
+shapes shapes --eval-images 999999999999999999999999999999
+shapes shapes --bootstrap 99999999999
+shapes pipe
+pipe shapes
+shapes shapes --weights pipe
+shapes pipe.pt
+shapes shapes --device=
+shapes shapes --weights="""
 
 
 @pytest.mark.parametrize("line", BAD.split("\n")[1:])
 def test_bad_input_is_one_line(line, here, capsys, monkeypatch):
     """The file run as a program, in this process: exit code 2, one line on stderr, no output."""
     monkeypatch.setattr(sys, "argv", ["metrics.py", *line.split()])
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe")
+        os.mkfifo("pipe.pt")
     with pytest.raises(SystemExit) as leaving:
         runpy.run_path(str(ROOT / "metrics.py"), run_name="__main__")
     out, err = capsys.readouterr()

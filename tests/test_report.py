@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -432,7 +433,7 @@ def test_comparison(two_runs):
         if row.startswith("|"):
             what, *cells = (cell.strip() for cell in row[1:-1].split(" | "))
             table[what] = cells
-    assert table[""] == ["r", "<\\|>", "real images"]
+    assert table[""] == ["r", "&lt;\\|>", "real images"]
     assert table["model"][:2] == ["dcgan --preset cats", "wgan_gp"]
     assert table["data"][0] == "tiny, 100 images" and table["image"][0] == "3x16x16"
     assert table["steps x batch"][:2] == ["6 x 8", "4 x 8"]
@@ -457,6 +458,28 @@ def test_comparison(two_runs):
     assert "<th>&lt;|&gt;</th>" in page
     # the last samples of each run, since there are no plots here
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_names_of_runs_reach_nothing_as_they_are(two_runs, tiny, capsys):
+    """Control characters, formulas, HTML and Markdown."""
+    run, other = two_runs
+    name = "\x1b[31m$\\frac{<img src=x>*"
+    shutil.copytree(run, tiny / name)
+    about = json.loads((tiny / name / "args.json").read_text(encoding="utf-8"))
+    about["data"]["name"] = "<b>*x*\n"
+    (tiny / name / "args.json").write_text(json.dumps(about), encoding="utf-8")
+    folder = tiny / name
+    assert report.draw_losses(folder, report.read_run(folder))  # \\frac{ alone is no formula
+    capsys.readouterr()
+    report.main([name, str(other)])
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    text = (tiny / "comparison.md").read_text(encoding="utf-8")
+    assert r"|  | \\x1b\[31m\$\\frac{&lt;img src=x>\* |" in text
+    page = (tiny / "comparison.html").read_text(encoding="utf-8")
+    for content in text, page:
+        assert "\x1b" not in content and "<img src=x" not in content and "<b>" not in content
 
 
 def test_comparison_on_the_command_line(two_runs, tiny, capsys):

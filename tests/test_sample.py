@@ -1,7 +1,9 @@
 """sample.py: grids, folders and walks of a trained model."""
 
 import functools
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -230,6 +232,48 @@ def test_an_interrupted_folder_goes_on(tiny, name, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "target", ["samples_v1.0/", "samples_v1.0", "grid.png/", "deep/1.5/", "there_0.5", "."]
+)
+def test_what_is_a_folder(tiny, target, monkeypatch):
+    """A slash or an existing folder; a dot in its name means nothing."""
+    train("dcgan", str(tiny / "r"))
+    (tiny / "empty").mkdir()
+    monkeypatch.chdir(tiny / "empty")
+    (tiny / "empty/there_0.5").mkdir()
+    if target == ".":
+        (tiny / "empty/there_0.5").rmdir()
+    run(f"{tiny}/r --count 2 --to {target}")
+    assert sorted(files(tiny / "empty" / target)) == ["00000.png", "00001.png"]
+
+
+def test_ctrl_c_says_how_far_it_came(tiny, monkeypatch, capsys):
+    """What is made is written at once; a picture that was cut off is made again."""
+    script, _ = train("dcgan")
+    monkeypatch.setattr(sample, "CHUNK", 4)
+    run("r --count 10 --to whole")
+    generate = script.generate
+
+    def until_8(model, n, seed, first, **_):
+        if first == 8:
+            raise KeyboardInterrupt
+        return generate(model, n, seed, first)
+
+    monkeypatch.setattr(script, "generate", until_8)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run("r --count 10 --to images/")
+    assert stop.value.code == 130
+    error = capsys.readouterr().err
+    assert "stopped: 8 of 10 images are in images; the same command goes on" in error
+    assert len(files(tiny / "images")) == 8
+    monkeypatch.setattr(script, "generate", generate)
+    cut_off = (tiny / "images/00002.png").read_bytes()[:-20]
+    (tiny / "images/00002.png").write_bytes(cut_off)
+    run("r --count 10 --to images")
+    assert files(tiny / "images") == files(tiny / "whole")
+
+
+@pytest.mark.parametrize(
     "other", ["r --seed 1", "r --class a", "r --weights plain", "r --guidance 1", "s", "r/best.pt"]
 )
 def test_another_command_on_a_folder_is_refused(tiny, other, capsys):
@@ -340,14 +384,26 @@ def test_help_without_a_run(capsys):
      ("r --interpolate 3 --walk images", "can walk spherical, linear, classes"),
      ("r --interpolate 3 --data tiny.npz", "goes with --walk images"),
      ("r --to grid.jpg", "FILE.png for one grid"), ("r --to tiny.npz", "FILE.png for one grid"),
-     ("r --to taken.png", "is a folder"), ("r --to tiny.npz/g.png", "'tiny.npz' is a file")],
+     ("r --to taken.png", "is a folder"), ("r --to tiny.npz/g.png", "'tiny.npz' is a file"),
+     ("r --to tiny.npz/", "'tiny.npz' is a file"), ("r --to pipe.png", "not a regular file"),
+     ("r --to tiny.npz/a/b/", "'tiny.npz' is a file"), ("r --to pipe", "'pipe' is a file"),
+     ("r --to LONG.png", "File name too long"), ("r --to LONG/", "File name too long"),
+     ("r --to /proc/x.png", "/proc/x.png"), ("r --to /proc/x/", "/proc/x"),
+     ("r --interpolate 3 --to walks/", "FILE.png"), ("pipe", "'pipe' is not a regular file"),
+     ("r --count 900000 --to g.png", "too many for one picture"), ("r --to=", "--to: is empty"),
+     ("r --interpolate 999999 --to g.png", "below 1000"), ("r --device=", "--device: is empty")],
 )  # fmt: skip
 def test_bad_input_does_no_work(tiny, given, words, monkeypatch, capsys):
+    if sys.platform != "linux" and ("/proc" in given or "LONG" in given):
+        pytest.skip("other systems say it otherwise")
     script, _ = train("cgan")
     (tiny / "taken.png").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe")
+        os.mkfifo("pipe.png")
     monkeypatch.delattr(script, "generate")
     before = sorted(tiny.glob("**/*"))
-    error = error_of(capsys, given)
+    error = error_of(capsys, given.replace("LONG", 300 * "x"))
     assert words in error and "error: " in error
     assert sorted(tiny.glob("**/*")) == before
 

@@ -14,8 +14,10 @@ import pytest
 from conftest import ROOT, make_folder, make_zip, picture, program
 from PIL import Image
 
+import folders
 import sources
-from sources import InputError, locked, path_source, prepare, run_program, write_atomic
+from datasets import path_source
+from sources import InputError, locked, prepare, run_program, write_atomic
 
 RED = (200, 30, 40)
 
@@ -39,14 +41,26 @@ def alone(here, name, image, **options):
 
 # ---------------------------------------------------------------------------------- programs
 
+SMALLER = "take a smaller --batch, --size or --width"
+
 
 @pytest.mark.parametrize(
     "error, message",
     [
         (InputError("no such set"), "no such set"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (MemoryError(), "MemoryError"),
-        (RuntimeError("CUDA out of memory. Tried\nto allocate 2 GiB"), "CUDA out of memory. Tried"),
+        (MemoryError(), f"not enough memory (MemoryError): {SMALLER}"),
+        (
+            RuntimeError("CUDA out of memory. Tried\nto allocate 2 GiB"),
+            f"not enough memory (CUDA out of memory. Tried): {SMALLER}",
+        ),
+        (
+            RuntimeError("Storage size calculation overflowed with sizes=[4000000000, 4000000000]"),
+            "not enough memory (Storage size calculation overflowed with sizes=[4000000000, "
+            f"4000000000]): {SMALLER}",
+        ),
+        (OverflowError("int too big"), f"not enough memory (int too big): {SMALLER}"),
+        (InputError("no such set '\x1b[31m\n\udcff'"), r"no such set '\x1b[31m\n\udcff'"),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
         (
             NotImplementedError("The operator 'x' is not implemented for the MPS device."),
@@ -108,6 +122,42 @@ def test_a_reader_that_leaves_early(here):
     assert (here / "err.txt").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [("größe 2, 猫", "größe 2, 猫"), ("a\x1b[31m\nb", r"a\x1b[31m\nb"), ("\u202egnp", r"\u202egnp"),
+     ("caf\udce9", r"caf\udce9"), ("e\u0301", "e\u0301"), (300 * "x", 197 * "x" + "...")],
+)  # fmt: skip
+def test_printable(text, words):
+    assert sources.printable(text) == words and words.isprintable()
+    assert sources.printable(Path(text)) == words
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [("wgan_gp", "wgan_gp"), ("<b>a|b", r"&lt;b>a\|b"), ("_x_ *y*", r"\_x\_ \*y\*"),
+     ("[x](y)", r"\[x\](y)"), ("`$a$`", r"\`\$a\$\`"), ("&lt;", "&amp;lt;"), ("a\nb", r"a\\nb")],
+)  # fmt: skip
+def test_markdown(text, words):
+    assert sources.markdown(text) == words
+
+
+def test_an_output_is_checked(here):
+    """It leaves nothing behind."""
+    (here / "file").write_text("mine")
+    (here / "folder").mkdir()
+    for path in ("x.png", "new/deep/x.png", "folder/x.png", "file", here / "x.png"):
+        sources.check_output(path)
+    for path, words in (
+        ("folder", "is a folder: name a file"),
+        ("file/x.png", "'file/x.png' cannot be written: 'file' is a file"),
+        ("file/new/x.png", "'file' is a file"),
+        (260 * "x", "too long"),
+    ):
+        with pytest.raises((InputError, OSError), match=words):
+            sources.check_output(path)
+    assert sorted(path.name for path in here.iterdir()) == ["file", "folder"]
+
+
 def test_number_is_a_type_for_argparse():
     whole, rate = sources.number(int, 2, 10), sources.number(float, 0)
     assert [whole("2"), whole("9"), rate("0"), rate("1e3")] == [2, 9, 0.0, 1000.0]
@@ -115,7 +165,15 @@ def test_number_is_a_type_for_argparse():
         (whole, "1", "'1' is not a whole number of at least 2 and below 10"),
         (whole, "10", "whole number"),
         (whole, "2.5", "whole number"),
-        (rate, "nan", "'nan' is not a number of at least 0$"),
+        (rate, "nan", "'nan' is not a number of at least 0 and below 2147483648$"),
+        (rate, "1e24", "below 2147483648"),
+        (rate, "1e-400", "at least 0"),
+        (rate, "\u0663", "at least 0"),
+        (rate, " 5", "at least 0"),
+        (rate, "1_0", "at least 0"),
+        (rate, "", "at least 0"),
+        (rate, "\x1b[31m", r"'\\x1b\[31m' is not"),
+        (whole, "9" * 5000, r"'9{47}\.\.\.' is not"),
         (rate, "-1e-9", "at least 0"),
         (rate, "inf", "at least 0"),
         (rate, "x", "at least 0"),
@@ -254,7 +312,7 @@ def test_splits_and_classes(here):
     assert about("v", "test/a/3.png") == ([0, 0, 1, 1], ["a", "b"], [1, 0, 0, 0])  # test/ wins
     assert about("outer", *(f"x/y/{name}" for name in names)) == about("flat", *names)
     assert about("one", "cats/0.png", "cats/1.png") == (None, [], None)  # one class says nothing
-    assert about("mixed", "0.png", "a/1.png", "b/1.png") == (None, [], None)
+    assert about("mixed", "0.png", "a/1.png", "b/1.png") == ([0, 1], ["a", "b"], None)
     assert about("no-test", "train/0.png", "more/1.png") == ([0, 1], ["more", "train"], None)
 
 
@@ -430,7 +488,7 @@ def test_a_packed_bomb_is_skipped(here, monkeypatch):
     folder = make_folder(here / "d", [f"{i:03d}.png" for i in range(150)], size=(8, 8))
     (folder / "bomb.png").write_bytes(bytes(10_000_000))
     path = make_zip(folder, here / "d.zip")
-    monkeypatch.setattr(sources, "MAX_FILE", 1_000_000)
+    monkeypatch.setattr(folders, "MAX_FILE", 1_000_000)
     _, info = prepared(path, 8)
     assert info["skipped"] == ["bomb.png: 10000000 bytes unpacked"]
 

@@ -57,8 +57,9 @@ def plain(model, x, labels, noise):
 def train(script, flags):
     """Train on tiny.npz -> the flags, the rows of log.csv, the checkpoint."""
     flags = f"{TINY} {flags}".split()
+    args, _ = script.parse_args(flags)
     script.main(flags)
-    return script.parse_args(flags)[0], read_log(Path("r/log.csv")), read_checkpoint("r")
+    return args, read_log(Path("r/log.csv")), read_checkpoint("r")
 
 
 # ---------------------------------------------------------------------------------------- network
