@@ -50,8 +50,8 @@ Presets: animals reproduces R0b, a student report (see README.md); best is the s
 mistakes. Time: at width 64 and 64 pixels, one update of each network costs 2.5 GFLOP per image, as
 in dcgan.py.
 
-If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
-inception.py and report.py if you want FID and plots). What makes it a conditional GAN is in
+If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a conditional GAN is in
 `Generator`, `Discriminator`, the losses and the two update steps; change those. `main` is the whole
 loop.
 """

@@ -113,6 +113,8 @@ def load(name_or_path, size, split="train"):
         return shapes(size, split)
     name, key, stamp, open_source = locate(name_or_path, size)
     pixels, info = prepared(key, stamp, size, open_source)
+    for line in info["remarks"]:
+        say_once(line)
     images = torch.from_numpy(pixels)
     labels = None if info["labels"] is None else torch.tensor(info["labels"])
     data = Images(

@@ -31,8 +31,8 @@ Presets that reproduce the student reports (see README.md): cifar10 is R4a, cifa
 R4b. Time: R4a trains on 120 images a second on one CPU core that computes in bf16. 50 epochs of
 CIFAR-10 take six hours there.
 
-If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
-inception.py and report.py if you want FID and plots). What makes it this GAN is in `Generator`,
+If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it this GAN is in `Generator`,
 `Discriminator`, the losses and the two update steps; change those. `main` is the whole loop.
 """
 

@@ -740,11 +740,10 @@ def prepare(source, size, path, key):
     Floats, 32-bit numbers and 16-bit numbers are scaled to 8 bits, each kind by one scale for the
     whole set: see common_scale.
 
-    Returns what the .json says about it. An image that cannot be read is skipped and named; if more
-    than five and more than 1 % cannot be read, or all, that is an InputError.
+    Returns what the .json says about it; "remarks" are lines for everybody who uses the set. An
+    image that cannot be read is skipped and named; if more than five and more than 1 % cannot be
+    read, or all, that is an InputError.
     """
-    if source.unused:
-        print(source.unused, file=sys.stderr)
     info = {}
 
     def write(temporary):
@@ -762,9 +761,8 @@ def prepare(source, size, path, key):
     if skipped:
         count = f"{len(skipped)} of {len(source.names)}"
         info["remarks"].append(f"skipped {count} unreadable images; the first: {skipped[0]}")
-    for remark in info["remarks"]:
-        print(printable(f"{key}: {remark}", 500), file=sys.stderr)
-    return info
+    remarks = [printable(f"{key}: {remark}", 500) for remark in info["remarks"]]
+    return {**info, "remarks": [*source.unused.splitlines(), *remarks]}
 
 
 def write_array(file, source, size, key):

@@ -960,7 +960,8 @@ def read_checkpoint(path):
             warnings.simplefilter("ignore")  # of what it is, if it is no checkpoint
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, ...
-        if isinstance(error, OSError) or out_of_memory(error):
+        unreadable = isinstance(error, OSError) and error.filename
+        if unreadable or out_of_memory(error):
             raise
         # not torch's own words: they advise to read it without weights_only
         raise InputError(f"'{path}' is damaged or no checkpoint") from None
@@ -993,8 +994,16 @@ def fits(script):
     """Turn what happens when a checkpoint does not fit the networks of its script into one line."""
     try:
         yield
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as problem:
-        if out_of_memory(problem) and "negative" not in str(problem):
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as problem:
+        nonsense = isinstance(problem, ArithmeticError) or "negative" in str(problem)
+        if out_of_memory(problem) and not nonsense:
             raise
         words = f"does not fit {script}.py ({short(problem)})"
         words += ": it is damaged, or the script has changed since"

@@ -49,8 +49,8 @@ With kl_weight 1 this is a bound on -log p(x): minus the evidence lower bound, o
 Report row: --preset cats is R2b.
 Time: 50 epochs of 23,000 cats take about 20 minutes on two older CPU cores.
 
-If you copy this for coursework: take training.py, datasets.py and sources.py along (metrics.py,
-inception.py and report.py if you want FID and plots). What makes it a VAE is in `VAE`, `loss_terms`
+If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a VAE is in `VAE`, `loss_terms`
 and `train_step`; change those. `main` is the whole loop.
 """
 

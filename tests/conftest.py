@@ -25,7 +25,10 @@ def one_thread():
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder: data/ and runs/ are made in it."""
+    import datasets
+
     monkeypatch.chdir(tmp_path)
+    datasets.say_once.cache_clear()  # as in a new program
     return tmp_path
 
 

@@ -312,7 +312,6 @@ def test_how_many_images_are_held_out_is_said(here):
 
 def test_a_folder_with_the_name_of_a_set(here, capsys):
     make_folder(here / "shapes", ["cat/0.png", "dog/1.png"])
-    datasets.say_once.cache_clear()
     for _ in range(2):
         assert load("shapes", 16, "test").classes == datasets.SHAPES
     line = "note: 'shapes' is the known set; for the path here, write ./shapes\n"

@@ -316,9 +316,10 @@ def test_splits_and_classes(here):
     assert about("no-test", "train/0.png", "more/1.png") == ([0, 1], ["more", "train"], None)
 
 
-def test_images_outside_the_split_are_counted(here, capsys):
-    prepared(make_folder(here / "s", ["train/0.png", "test/1.png", "val/2.png", "loose.png"]))
-    assert "2 images outside train/ and test/ are not used" in capsys.readouterr().err
+def test_images_outside_the_split_are_counted(here):
+    names = ["train/0.png", "test/1.png", "val/2.png", "loose.png"]
+    (remark,) = prepared(make_folder(here / "s", names))[1]["remarks"]
+    assert "2 images outside train/ and test/ are not used" in remark
 
 
 def test_labels_and_splits_stay_with_their_images(here):
@@ -466,13 +467,13 @@ def test_any_shape_comes_out_square(here, shape):
     assert np.abs(pixels[0, 0, 5:11, 5:11] - 200).max() <= 11
 
 
-def test_a_few_damaged_images_are_skipped_and_named(here, capsys):
+def test_a_few_damaged_images_are_skipped_and_named(here):
     folder = make_folder(here / "d", [f"{i:03d}.png" for i in range(150)], size=(16, 16))
     damaged = folder / "070.png"
     damaged.write_bytes(damaged.read_bytes()[:60])
     pixels, info = prepared(folder)
     assert len(pixels) == 149 and info["skipped"][0].startswith("070.png: ")
-    assert "skipped 1 of 150 unreadable images; the first: 070.png" in capsys.readouterr().err
+    assert "skipped 1 of 150 unreadable images; the first: 070.png" in info["remarks"][0]
     for row, seed in ((69, 69), (70, 71)):
         expected = np.asarray(picture(seed, (16, 16))).transpose(2, 0, 1)
         assert np.array_equal(pixels[row], expected)
