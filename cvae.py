@@ -59,8 +59,8 @@ Time: an epoch of 8,250 animals takes about two minutes on two older CPU cores, 
 On one core with AMX they take half a minute and one minute.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a CVAE is in `CVAE`,
-`loss_terms` and `train_step`; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
+makes it a CVAE is in `CVAE`, `loss_terms` and `train_step`; change those. `main` is the whole loop.
 """
 
 import signal

@@ -33,8 +33,9 @@ food-noise is R3f. Time: a step costs 2.5 GFLOP per image at width 64. 50 epochs
 6 hours on two older CPU cores.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a DCGAN is in `Generator`,
-`Discriminator`, the two losses and the two update steps; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
+makes it a DCGAN is in `Generator`, `Discriminator`, the two losses and the two update steps; change
+those. `main` is the whole loop.
 """
 
 import signal

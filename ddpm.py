@@ -38,8 +38,9 @@ Time: the work is 1 GFLOP an image at 32 pixels, width 32 and one block. Samplin
 third of that for each of its --sample-steps, and twice as much with guidance.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a DDPM is in `alpha_bars`,
-`unet_step`, `posterior` and `ddim_step`; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
+makes it a DDPM is in `alpha_bars`, `unet_step`, `posterior` and `ddim_step`; change those. `main`
+is the whole loop.
 """
 
 import signal

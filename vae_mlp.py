@@ -50,8 +50,8 @@ Report row: --preset cats is R2b.
 Time: 50 epochs of 23,000 cats take about 20 minutes on two older CPU cores.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What makes it a VAE is in `VAE`, `loss_terms`
-and `train_step`; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
+makes it a VAE is in `VAE`, `loss_terms` and `train_step`; change those. `main` is the whole loop.
 """
 
 import signal

@@ -41,9 +41,9 @@ Time: at width 64 and 64 pixels the work is 2.3 GFLOP an image in an update of t
 in one of the generator. large-gan takes 16 times as much.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots, analysis.py for --normalize channel). What
-makes it a WGAN-GP is in `Critic`, `gradient_penalty` and the two update steps; change those. `main`
-is the whole loop.
+images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots,
+analysis.py for --normalize channel). What makes it a WGAN-GP is in `Critic`, `gradient_penalty` and
+the two update steps; change those. `main` is the whole loop.
 """
 
 import signal
