@@ -36,7 +36,6 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import math
@@ -76,7 +75,7 @@ SCORES = ("accuracy", "precision", "recall")
 GENERATORS = ("ddpm", "cgan", "cvae")
 
 
-def parse_args(argv=None):
+def flags_parser():
     parser = new_parser("augment.py", __doc__)
     add = parser.add_argument
     some = number(int, 1, 10**9)
@@ -96,6 +95,11 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", metavar="DIR", help="go on with this run")
+    return parser
+
+
+def parse_args(argv=None):
+    parser = flags_parser()
     args = parser.parse_args(argv)
     typed = [word for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")]
     other = [word for word in typed if word.split("=")[0] not in ("--resume", "--device")]
@@ -342,8 +346,8 @@ def trained_generator(args, data, path, folder, device):
     if not (folder / "last.pt").exists():
         flags = generator_flags(args, data, path, folder, device)
     else:
-        total = json.loads((folder / "args.json").read_text(encoding="utf-8"))["steps"]
-        if training.read_checkpoint(folder)["step"] < total:
+        checkpoint = training.read_checkpoint(folder)
+        if checkpoint["step"] < checkpoint["total"]:
             flags = ["--resume", str(folder), "--device", str(device)]
     if flags is not None:
         code = script.main(flags)
@@ -352,12 +356,30 @@ def trained_generator(args, data, path, folder, device):
     return training.read_checkpoint(folder)
 
 
+def read_part(path, like):
+    """The images in a file of save_arrays(), uint8 (N, C, H, W), or None if it is absent or
+    damaged. like: a tensor of the same shape."""
+    try:
+        with np.load(path) as arrays:
+            images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+    except Exception:  # np.load fails in many ways on a damaged file
+        return None
+    return images if images.shape == like.shape and images.dtype == like.dtype else None
+
+
+def check_part(path, data, labels):
+    """InputError unless the Images of a file of this run have these labels."""
+    if data.labels is None or not torch.equal(data.labels, labels):
+        raise InputError(f"'{path}' is damaged: remove it, and it is made again")
+
+
 def generated_images(args, count, data, folder, device):
     """The images that a generator of this subset makes, as Images; made once, then read.
 
     data: the subset of `count` images a class, as it was read from subset-<count>.npz in `folder`.
     """
     file = folder / f"generated-{count}.npz"
+    labels = torch.arange(len(data.classes)).repeat_interleave(args.add)
     path = folder / f"subset-{count}.npz"
     if not file.exists():
         if args.generator in GENERATORS:
@@ -373,16 +395,16 @@ def generated_images(args, count, data, folder, device):
         for label in tqdm(range(len(names)), f"{args.add} images of each class", disable=None):
             # a file for each class and step of the generator, so that Ctrl-C costs one class
             part = folder / f"generated-{count}.{checkpoint['step']}.{label}.npz"
-            if not part.exists():
+            images = read_part(part, data.images[:1].expand(args.add, -1, -1, -1))
+            if images is None:
                 images = script.generate(model, args.add, seed=1000 + label, label=label)
                 save_arrays(part, images, torch.full((args.add,), label), names)
-            with np.load(part) as arrays:
-                made.append(torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
-        labels = torch.arange(len(names)).repeat_interleave(args.add)
+            made.append(images)
         save_arrays(file, torch.cat(made), labels, names)
         for part in folder.glob(f"generated-{count}.*.npz"):
             part.unlink()
     generated = datasets.load(file, args.size)
+    check_part(file, generated, labels)
     rows = []
     for label in range(min(len(data.classes), 10)):  # real at the left, generated at the right
         for part in (data, generated):
@@ -520,14 +542,20 @@ def draw_curve(results, path, title):
 
 
 def read_results(path):
-    """results.csv -> {(images a class, arm, seed): scores}. A line that was cut off is left out."""
+    """results.csv -> {(images a class, arm, seed): scores}. Damaged rows are left out, with a line,
+    and these classifiers are trained again."""
     results = {}
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                with contextlib.suppress(TypeError, ValueError, KeyError):
-                    key = (int(row["per_class"]), row["arm"], int(row["seed"]))
-                    results[key] = {score: float(row[score]) for score in SCORES}
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    rows = text.splitlines()[1:]
+    for row in rows:
+        with contextlib.suppress(ValueError):
+            per_class, arm, seed, *values = row.split(",")
+            values = dict(zip(SCORES, map(float, values), strict=True))
+            if all(0 <= value <= 1 for value in values.values()):
+                results[int(per_class), arm, int(seed)] = values
+    if len(results) < len(rows):
+        damaged = len(rows) - len(results)
+        print(f"{printable(path)}: {damaged} damaged rows are left out", file=sys.stderr)
     return results
 
 
@@ -544,15 +572,16 @@ def resumed(args):
     try:
         path = Path(args.resume) / "settings.json"
         settings = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")
-        if {*vars(args), "fingerprint"} - settings.keys():
-            raise ValueError("settings are missing")
-    except (OSError, ValueError, AttributeError):
+        flags = {name: settings[name] for name in vars(args)}
+        training.check_flags(flags_parser(), flags)
+        args.fingerprint = settings["fingerprint"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         words = "is no run of augment.py (settings.json is missing or damaged)"
         raise InputError(f"'{args.resume}' {words}") from None
-    settings["resume"] = args.resume
+    flags["resume"] = args.resume
     if args.device != "auto":
-        settings["device"] = args.device
-    return argparse.Namespace(**settings)
+        flags["device"] = args.device
+    return argparse.Namespace(**flags, fingerprint=args.fingerprint)
 
 
 def labelled_data(args):
@@ -612,10 +641,11 @@ def work(args, data, test, folder, device):
     done = read_results(folder / "results.csv")
     for count in args.per_class:
         path = folder / f"subset-{count}.npz"
+        part = subset(data, count)
         if not path.exists():
-            part = subset(data, count)
             save_arrays(path, part.images, part.labels, part.classes)
         few = datasets.load(path, args.size)
+        check_part(path, few, part.labels)
         generated = generated_images(args, count, few, folder, device)
         jobs = [(seed, arm) for seed in range(args.seeds) for arm in ARMS]
         jobs = [(seed, arm) for seed, arm in jobs if (count, arm, seed) not in done]

@@ -73,7 +73,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import datasets
 import training
-from sources import InputError, new_parser, number, run_program
+from sources import InputError, new_parser, number, printable, run_program
 
 SCRIPT = Path(__file__).stem
 EMBEDDING = 128  # length of the embedding of a class
@@ -125,7 +125,7 @@ def add_own_flags(parser):
     add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
     add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
-    add("--weight-decay", type=weight, default=0.0, help="AdamW's [%(default)s]")
+    add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term [%(default)s]")
     choices = ["auxiliary", "projection"]
     words = "how the discriminator uses the class [%(default)s]"
     add("--condition", choices=choices, default="auxiliary", help=words)
@@ -171,15 +171,21 @@ def parse_args(argv=None):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """BatchNorm with a gain and an offset for every class, both linear in its embedding."""
+    """BatchNorm with a gain and an offset for every class, both linear in an embedding of its own.
 
-    def __init__(self, channels):
+    class_scale multiplies the embedding: see Generator.
+    """
+
+    def __init__(self, channels, classes, class_scale):
         super().__init__()
+        self.class_scale = class_scale
         self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.embedding = nn.Embedding(classes, EMBEDDING)
         self.gain = nn.Linear(EMBEDDING, channels)
         self.offset = nn.Linear(EMBEDDING, channels)
 
-    def forward(self, x, embedding):
+    def forward(self, x, y):
+        embedding = self.class_scale * (y @ self.embedding.weight)  # (N, EMBEDDING)
         gain = 1 + self.gain(embedding)  # (N, channels)
         offset = self.offset(embedding)
         return torch.addcmul(offset[..., None, None], gain[..., None, None], self.norm(x))
@@ -188,7 +194,7 @@ class ConditionalBatchNorm(nn.Module):
 class Generator(nn.Module):
     """z (N, latent_dim) and y (N, classes) -> images.
 
-    class_counts: how many images each class has in the data. class_scale multiplies the embedding.
+    class_counts: how many images each class has in the data. class_scale multiplies all embeddings.
 
     Why a scale? An embedding is 128 numbers that are the same for all images of a class. Adam moves
     each of the 128 weights behind a gain by about the learning rate, all in the direction that
@@ -211,7 +217,8 @@ class Generator(nn.Module):
         for in_channels, out_channels in pairwise(widths):
             # the side doubles, the channels halve
             self.ups.append(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False))
-            self.norms.append(ConditionalBatchNorm(out_channels))
+            norm = ConditionalBatchNorm(out_channels, self.classes, class_scale)
+            self.norms.append(norm)
         self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
 
     def forward(self, z, y):
@@ -219,7 +226,7 @@ class Generator(nn.Module):
         h = self.first(torch.cat([z, embedding], dim=1))
         h = h.unflatten(1, (-1, 4, 4))  # (N, 8f, 4, 4)
         for up, norm in zip(self.ups, self.norms, strict=True):
-            h = F.relu(norm(up(h), embedding))
+            h = F.relu(norm(up(h), y))
         return torch.tanh(self.last(h))  # (N, channels, size, size)
 
 
@@ -563,9 +570,9 @@ def main(argv=None):
 
     # beta1 0.5: with Adam's usual 0.9 the game oscillates (see dcgan.py).
     adam = functools.partial(
-        torch.optim.AdamW,
+        torch.optim.Adam,
         betas=(args.beta1, 0.999),
-        weight_decay=args.weight_decay,  # without it AdamW is Adam
+        weight_decay=args.weight_decay,
         **training.adam_options(device),
     )
     opt_g = adam(generator.parameters(), args.lr_g)
@@ -577,7 +584,7 @@ def main(argv=None):
     d_step = captured(functools.partial(discriminator_step, *networks, opt_d, autocast, args))
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args))
     if args.ema > 0:
-        ema_step = captured(functools.partial(training.update_ema, sampler, generator, args.ema))
+        ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -611,7 +618,7 @@ def main(argv=None):
             for _ in range(args.g_steps):
                 g_loss = g_step(labels, sigma)
             if args.ema > 0:
-                ema_step()
+                ema_step(training.ema_decay(args.ema, run.step, device))
             d_real, d_fake, class_real, class_fake = d_losses
             losses = {"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss}
             if args.condition == "auxiliary":
@@ -657,7 +664,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

@@ -106,9 +106,8 @@ def load(name_or_path, size, split="train"):
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split '{split}': use train, test or all")
     if is_named(name_or_path) and Path(name_or_path).exists():
-        say_once(
-            f"note: '{name_or_path}' is the known set; for the path here, write ./{name_or_path}"
-        )
+        words = f"is the known set; for the path here, write ./{name_or_path}"
+        say_once(f"note: '{name_or_path}' {words}")
     if name_or_path == "shapes":
         return shapes(size, split)
     name, key, stamp, open_source = locate(name_or_path, size)
@@ -235,9 +234,8 @@ def load_parts(name_or_path, size, count=0):
         return data._replace(note=f"{data.note}, none of them held out"), None
     total = len(data.images)
     if not 1 < count < total:
-        raise InputError(
-            f"'{data.name}' has {total} images: --hold-out must be from 2 to less than that"
-        )
+        words = f"has {total} images: --hold-out must be from 2 to less than that"
+        raise InputError(f"'{data.name}' {words}")
     order = shuffled(total, 0)
     train = pick(data, order[count:].sort().values, f", without {count} held-out ones")
     return train, pick(data, order[:count], ", held out")
@@ -713,17 +711,15 @@ def main(argv=None):
         import analysis
     if args.stats or not args.svd:
         print(analysis.stats_text(data))
-        if data.held_out and data.labels is not None:
+        if data.held_out:
             with contextlib.suppress(InputError):  # one side of the split may be empty
-                counts = []
-                for split in ("train", "test"):
-                    part = data if split == args.split else load(args.data, args.size, split)
-                    counts.append(class_counts(part))
-                distance, divergence = analysis.jensen_shannon(*counts)
-                print(
-                    "Jensen-Shannon distance between the classes of train and test: "
-                    f"{distance:.4g} (nats, base e), divergence {divergence:.4g}"
-                )
+                parts = [load(args.data, args.size, split) for split in ("train", "test")]
+                print(f"{len(parts[0].images)} images to train on, {len(parts[1].images)} held out")
+                if data.labels is not None:
+                    distance, divergence = analysis.jensen_shannon(*map(class_counts, parts))
+                    words = "Jensen-Shannon distance between the classes of train and test:"
+                    values = f"{distance:.4g} (nats, base e), divergence {divergence:.4g}"
+                    print(words, values)
     if args.svd:
         try:
             png, text = analysis.draw_spectrum(data)

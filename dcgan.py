@@ -54,7 +54,7 @@ from torch import nn
 
 import datasets
 import training
-from sources import new_parser, number, run_program
+from sources import new_parser, number, printable, run_program
 
 SCRIPT = Path(__file__).stem
 
@@ -110,7 +110,7 @@ def parse_args(argv=None):
     add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
     add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
-    add("--weight-decay", type=number(float, 0), default=0.0, help="AdamW's [%(default)s]")
+    add("--weight-decay", type=number(float, 0), default=0.0, help="Adam's L2 term [%(default)s]")
     sigma = number(float, 0)
     add(
         "--noise",
@@ -340,9 +340,9 @@ def main(argv=None):
 
     # beta1 0.5: with Adam's usual 0.9 the game oscillates (the paper, section 4).
     adam = functools.partial(
-        torch.optim.AdamW,
+        torch.optim.Adam,
         betas=(args.beta1, 0.999),
-        weight_decay=args.weight_decay,  # without it AdamW is Adam
+        weight_decay=args.weight_decay,
         **training.adam_options(device),
     )
     opt_g = adam(generator.parameters(), args.lr_g)
@@ -354,7 +354,7 @@ def main(argv=None):
     d_step = captured(functools.partial(discriminator_step, *networks, opt_d, autocast))
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args.batch))
     if args.ema > 0:
-        ema_step = captured(functools.partial(training.update_ema, sampler, generator, args.ema))
+        ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -384,7 +384,7 @@ def main(argv=None):
             for _ in range(args.g_steps):
                 g_loss = g_step(sigma)
             if args.ema > 0:
-                ema_step()
+                ema_step(training.ema_decay(args.ema, run.step, device))
             run.count(loss_d_real=d_real, loss_d_fake=d_fake, loss_g=g_loss)  # step += 1
 
             last = run.step == total
@@ -418,7 +418,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

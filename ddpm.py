@@ -61,7 +61,7 @@ from tqdm import tqdm
 
 import datasets
 import training
-from sources import InputError, new_parser, number, run_program
+from sources import InputError, new_parser, number, printable, run_program
 from training import latents
 
 SCRIPT = Path(__file__).stem
@@ -75,8 +75,8 @@ PRESETS = {
         guidance=2.0, sample_steps=20, eta=1.0,
         sample_every=200, save_every=600,
     ),
-    # Data, learning rate, batch, schedule and width are those of Ho et al. They also have 800,000
-    # steps, EMA 0.9999, a warm-up, clipped gradients and a network down to 4x4; and no classes.
+    # Data, learning rate, batch, schedule, width and clipped gradients are those of Ho et al. They
+    # also have 800,000 steps, EMA 0.9999, a warm-up and a network down to 4x4; and no classes.
     "cifar10": dict(
         data="cifar10", size=32, width=128, flip=True, batch=128, steps=200_000,
         lr=2e-4, ema=0.999, noise_schedule="linear",
@@ -354,7 +354,8 @@ class UNet(nn.Module):
 
     def forward(self, x, t, labels):
         angles = t[:, None] * self.frequencies
-        time = self.embed_time(torch.cat([angles.sin(), angles.cos()], dim=1))
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+        time = self.embed_time(waves)
         embedding = F.silu(time + self.embed_class(labels))  # (N, 4f)
         h = self.first(x)
         skips = []
@@ -379,8 +380,9 @@ class UNet(nn.Module):
 def unet_step(unet, optimizer, autocast, drop_label, flip, x_0, labels):
     """One update: minimize |eps - predicted|^2, each image at its own random t.
 
-    Ho et al., algorithm 1. x_0: (N, C, H, W) in [-1, 1]; labels: int64 (N,). Returns the mean over
-    all values, a tensor on the device. A network that predicts 0 has a loss of 1.
+    Ho et al., algorithm 1. As in their code, a gradient longer than 1 is cut to that length.
+    x_0: (N, C, H, W) in [-1, 1]; labels: int64 (N,). Returns the mean over all values, a tensor on
+    the device. A network that predicts 0 has a loss of 1.
     """
     batch = len(x_0)
     device = x_0.device
@@ -399,6 +401,7 @@ def unet_step(unet, optimizer, autocast, drop_label, flip, x_0, labels):
     loss = F.mse_loss(predicted.float(), eps)
     optimizer.zero_grad()
     loss.backward()
+    nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
     optimizer.step()
     return loss.detach()
 
@@ -632,7 +635,7 @@ def main(argv=None):
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     captured = partial(training.captured, device=device, no_graph=args.no_graph)
     step = captured(partial(unet_step, unet, optimizer, autocast, args.drop_label, args.flip))
-    ema_step = captured(partial(training.update_ema, denoiser, unet, args.ema))
+    ema_step = captured(partial(training.update_ema, denoiser, unet))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -656,7 +659,8 @@ def main(argv=None):
             x_0, labels = next(batches)
             loss = step(x_0, labels)
             if args.ema > 0:
-                ema_step()
+                decay = training.ema_decay(args.ema, run.step, device)
+                ema_step(decay)
             run.count(loss=loss)  # step += 1
 
             last = run.step == total
@@ -699,7 +703,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

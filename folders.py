@@ -63,9 +63,11 @@ def path_source(path):
     if path.is_dir():
         return folder_source(path)
     name = path.name.lower()
-    if name.endswith(TAR_SUFFIXES):
+    with open(path, "rb") as file:  # the first bytes count, and not the name
+        is_zip = file.read(3) in (b"PK\3", b"PK\5")
+    if not is_zip and (name.endswith(TAR_SUFFIXES) or tarfile.is_tarfile(path)):
         return file_stamp(path), lambda: tar_source(path)
-    if name.endswith(".zip") or zipfile.is_zipfile(path):
+    if is_zip or name.endswith(".zip") or zipfile.is_zipfile(path):
         return file_stamp(path), lambda: zip_source(path)
     words = "is no folder, zip or .npz file, and no tar: unpack or convert it"
     raise InputError(f"'{printable(path)}' {words}")
@@ -325,6 +327,7 @@ def from_files(names, read, path, tables=None, notes=()):
 # ------------------------------------------------------------------------------ names of folders
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "input", "inputs")
+SHARD_FILES = r"(.*/)?((\d\d)000/\3\d{3}|\d{5}/img\d{8})\.\w+"  # of FFHQ and StyleGAN
 SHARDS = r".*(part|fold|shard|batch|chunk|images?|imgs?)[\W_]*\d+"  # folders that are no classes
 MASK_FOLDERS = r"(ground_?truth|gt|labels|annotations|trimaps|targets|.*masks?|segmentation.*)"
 
@@ -332,6 +335,8 @@ MASK_FOLDERS = r"(ground_?truth|gt|labels|annotations|trimaps|targets|.*masks?|s
 def read_folders(names, notes):
     """The classes and splits that folders speak of: keys and splits as in labelled_source."""
     places = [unicodedata.normalize("NFC", name).split("/")[:-1] for name in names]
+    if all(re.fullmatch(SHARD_FILES, name) for name in names):
+        places = [folders[:-1] for folders in places]
     used = without_masks(places)
     places = without_common(places, used)
     parts = find_splits(inner_folders(places, used))
@@ -339,13 +344,14 @@ def read_folders(names, notes):
         turned = [[f[1], f[0], *f[2:]] if len(f) > 1 else [] for f in places]
         inner = inner_folders(turned, used)
         most = 2 * sum(bool(turned[i]) for i in used) > len(used)
-        if most and all(map(split_of, inner)) and len(inner) > 1:
+        below = find_splits(inner)
+        if most and len(below) > 1 and (0, "") in below.values():
             places = turned
-            parts = find_splits(inner)
+            parts = below
     held_out = [printable(f"{folder}/") for folder in parts if 0 < parts[folder][0] < USELESS]
     if len(parts) > 1 and not held_out:
         notes.append(f"all for training: {printable('/ '.join(sorted(parts)))}/")
-    elif any(class_name for _, class_name in parts.values()):
+    elif any(class_name or not split_of(folder) for folder, (_, class_name) in parts.items()):
         notes.append(f"held out: {' '.join(sorted(held_out))}")
     keys = [None] * len(names)
     splits = [None] * len(names)
@@ -357,9 +363,9 @@ def read_folders(names, notes):
             splits[i] = None if rank == USELESS else (rank, f"{top}/")
             places[i] = [class_name] * bool(class_name) + places[i][1:]
     train = [i for i in used if splits[i] and splits[i][0] == 0]
-    places = classes_first(places, train, notes)
+    inside = classes_first(places, train, notes)
     for i in train:
-        keys[i] = places[i][0] if places[i] else None
+        keys[i] = inside[i][0] if inside[i] else None
     known = {key.casefold(): key for key in keys if key}
     known |= {key: key for key in keys if key}
     for i in used:
@@ -422,20 +428,28 @@ def find_splits(inner):
         }
     if train:  # train/cat, train/dog and previews/
         trains = {folder: (0, "") for folder, (rank, _) in roles.items() if rank == 0}
-        others = [inner[folder] for folder in inner if folder not in trains]
-        return trains if all(inner[folder] for folder in trains) and not any(others) else {}
+        known = set().union(*(inner[folder] for folder in trains))
+        same = all(inner[folder] <= known for folder in inner)
+        return trains if same and all(inner[folder] for folder in trains) else {}
     held_out = {}
-    for folder, (rank, _) in roles.items():
-        is_plain = folder.lower() in ("test", "testing", "val", "validation")
-        if rank != USELESS and len(plain) > 1 and (is_plain or inner[folder] & plain):
+    inside = set().union(*(inner[folder] for folder in plain))
+    opposites = {folder.lower() for folder in plain}  # valid/, invalid/
+    for folder, (rank, words) in roles.items():
+        is_plain = not words and f"in{folder.lower()}" not in opposites
+        same = inner[folder] & plain or len(inner[folder] & inside) > 1
+        if rank != USELESS and plain and (is_plain or same):
             held_out[folder] = (rank, "")
-    return held_out and held_out | {folder: (0, folder) for folder in plain}  # cat/, dog/, test/
+    several = len(plain) > 1  # cat/, dog/, test/
+    return held_out and held_out | {f: (0, f if several else "") for f in plain}
 
 
 def classes_first(places, train, notes):
     """Drop the folders of training images that are around the folders of the classes."""
     places = without_common(places, train)
     inner = inner_folders(places, train)
+    while all(inner.values()) and len(set().union(*inner.values())) == 1:  # amazon/images/mug
+        places = [[*f[:1], *f[2:]] for f in places]
+        inner = inner_folders(places, train)
     if len(inner) < 2:
         return places
     direct = sum(len(places[i]) == 1 for i in train)
@@ -460,7 +474,7 @@ def classes_first(places, train, notes):
 IMAGE_TITLES = "(?=.)(image|img|file|photo|picture)*(name|path|id|index)?s?"
 LABEL_TITLES = "(.*label|class|category|categorie|target|species|breed|y)(name|str|id|es|s)?"
 LABEL_TITLES += "|dx|diagnosis|emotion"
-SPLIT_TITLES = "(data|sub)?set|splits?|partition"
+SPLIT_TITLES = "(data|sub)?set|splits?|partition|phase|usage"
 BOXES = "with boxes"
 TEXT_TITLES = "text|captions?|prompt|description"
 
@@ -473,9 +487,10 @@ def label_files(others, names):
     for ending in TABLE_SUFFIXES:
         for name in others.get(ending, ()):
             stem = os.path.basename(name)[: -len(ending)]
-            if stem not in stems and "submission" not in stem.lower():  # no caption of one image
+            about_one = {stem, os.path.splitext(stem)[0]} & stems  # 1.txt or 1.png.json
+            if not about_one and "submission" not in stem.lower():
                 files.append(name)
-    return sorted(files, key=lambda name: name.count("/"))[:20]
+    return sorted(files, key=lambda name: name.count("/"))[:100]
 
 
 def parse_table(name, data):
@@ -484,9 +499,10 @@ def parse_table(name, data):
     rows = table_rows(name, data)
     if not rows or not isinstance(rows[0], dict):
         pairs = [(*map(cell_text, row), "") for row in rows if len(row) == 2]
-        if not pairs:  # 1.png, its label, a box
-            pairs = [(row[0], row[1], "") for row in rows if row and is_image(cell_text(row[0]))]
-            return BOXES, pairs
+        if not pairs:  # 1.png, its label, a box; or 1.png alone
+            rows = [(*map(cell_text, row), "", "") for row in rows]
+            lists = [row for row in rows if is_image(row[0]) or len(row) == 3]
+            return BOXES, [(image, label, "") for image, label, *_ in lists]
         if pairs and is_image(pairs[-1][1]) and not is_image(pairs[-1][0]):
             pairs = [(image, label, "") for label, image, _ in pairs]
         return "", pairs
@@ -507,7 +523,9 @@ def parse_table(name, data):
     rest = [title for title in rows[0] if title not in (image, split)]
     if label is None and len(rest) == 1 and not re.fullmatch(TEXT_TITLES, letters(rest[0])):
         label = rest[0]
-    if label is None and not class_column(rows[0]):
+    if label is None and split is None and not class_column(rows[0]):
+        if image is not None and len(rest) > 1:
+            raise ValueError(f"no column is named label: {', '.join(rows[0])}")
         return "", []
     table = []
     for row in rows:  # without a column of labels: one column for each class
@@ -521,20 +539,31 @@ def table_rows(name, data):
     if len(data) > MAX_TABLE:
         raise ValueError(f"larger than {MAX_TABLE} bytes")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    text = data.decode(encoding, "surrogateescape").strip()
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", "replace")  # as Excel writes it
+    text = re.sub(r"(# .*\n\s*)*", "", text.strip(), count=1)  # comments above the titles
     lines = [line for line in text.splitlines() if line.strip()]
     delimiter = max("\t;,", key=lines[0].count) if lines else ","
     if suffix(name) in (".json", ".jsonl"):
         rows = json.loads(text) if suffix(name) == ".json" else [json.loads(line) for line in lines]
-        if isinstance(rows, dict) and {"images", "annotations", "categories"} <= set(
-            rows
-        ):  # COCO's
+        keys = set(rows) if isinstance(rows, dict) else set()
+        if {"images", "annotations", "categories"} <= keys:  # COCO's
             files = {image["id"]: image["file_name"] for image in rows["images"]}
             titles = {category["id"]: category["name"] for category in rows["categories"]}
             pairs = [(file["image_id"], file["category_id"]) for file in rows["annotations"]]
             return [[files.get(image), titles.get(category)] for image, category in pairs]
-        rows = rows.get("labels", rows) if isinstance(rows, dict) else rows  # StyleGAN's
-        rows = list(rows.items()) if isinstance(rows, dict) else rows or []
+        lists = keys & {"labels", "images", "data", "annotations"}  # {"labels": [...]}: StyleGAN's
+        rows = rows[min(lists)] if len(lists) == 1 else rows
+        if isinstance(rows, dict):  # {"cat": ["1.png", ...]}, {"1.png": {"label": "cat"}}
+            pairs = []
+            for name, value in rows.items():
+                is_list = isinstance(value, list)
+                pairs += [(item, name) for item in value] if is_list else [(name, value)]
+            named = [{**row, "image": name} for name, row in pairs if isinstance(row, dict)]
+            rows = named if 2 * len(named) > len(rows) else pairs
+        rows = rows or []
         kinds = dict if rows and isinstance(rows[0], dict) else (list, tuple)
         return [row for row in rows if isinstance(row, kinds)]
     if not lines or delimiter not in lines[0]:
@@ -547,7 +576,8 @@ def table_rows(name, data):
 
 def cell_text(cell):
     """A cell of a table as text; "" for None and for what has parts of its own."""
-    return str(cell) if isinstance(cell, (str, int, float)) else ""
+    text = str(cell) if isinstance(cell, (str, int, float)) else ""
+    return unicodedata.normalize("NFC", text)
 
 
 def letters(title):
@@ -563,14 +593,22 @@ def read_tables(names, tables, keys, splits, notes):
     """
     places = image_places(names)
     several = set()  # of (title, index of an image with several labels)
-    columns = {}  # title: {index: (label, split, name of the file)}
+    columns = {}  # title: {index: (label, name of the file)}
+    parts = {}  # index: (split as in SPLIT_WORDS, its name)
     for table, (column, rows) in tables.items():
         labels = columns.setdefault(column, {})
         strange = []
+        if all(split_of(label) and not split_of(label)[1] for _, label, _ in rows):
+            rows = [(image, "", label) for image, label, _ in rows]
         for image, label, split in rows:
             i = find_image(places, table, image)
+            in_split = i is not None and any(map(split_of, names[i].split("/")[:-1]))
+            text = split.strip() or ("" if in_split else os.path.basename(table))
+            part = table_split(text)
+            if i is not None and part and part[0] != USELESS:  # held out in any: not trained on
+                parts[i] = max(part, parts.get(i, part))
             if i is not None and label.strip():
-                first, *_ = labels.setdefault(i, (label.strip(), split, printable(table)))
+                first, _ = labels.setdefault(i, (label.strip(), printable(table)))
                 if first != label.strip():
                     several.add((column, i))
             elif i is None and (re.fullmatch(LABEL_TITLES, column) or is_image(image)):
@@ -578,15 +616,28 @@ def read_tables(names, tables, keys, splits, notes):
         if strange:
             where = f" of {printable(table)} that no image has"
             notes.append(left_out(strange, "name", where, "passed over"))
+    ranks = {rank for rank, _ in parts.values()}
+    if ranks - {0} and not any(split and split[0] for split in splits):
+        files = {name for _, name in parts.values()}
+        files = printable(" and ".join(sorted(files)))
+        words = f"split of {len(parts)} of {len(names)} images ({files}): not used"
+        default = None if 0 in ranks else (0, "other images")  # that no file names
+        new = [split and parts.get(i, default) for i, split in enumerate(splits)]
+        most = 2 * len(parts) > len(names)
+        if (0 in ranks) == most and {0} < {split[0] for split in new if split}:
+            words = f"the split is that of a label file ({files})"
+            splits[:] = new
+        notes.append(words)
     column = max(columns, key=lambda title: len(columns[title]))
     rows = columns[column]
     several = [names[i] for i in list(rows) if (column, i) in several and rows.pop(i)]
-    if several:
-        notes.append(left_out(several, "image", " with several labels", "without a class"))
+    where = " with several labels"
+    lines = [left_out(several, "image", where, "without a class")] if several else []
     if not rows:
+        notes += lines
         return keys
-    labels = {i: label for i, (label, _, _) in rows.items()}
-    files = " and ".join(sorted({file for _, _, file in rows.values()}))
+    labels = {i: label for i, (label, _) in rows.items()}
+    files = " and ".join(sorted({file for _, file in rows.values()}))
     count = len(set(labels.values()))
     try:
         numbers = {i: float(label) for i, label in labels.items()}
@@ -596,9 +647,9 @@ def read_tables(names, tables, keys, splits, notes):
     if 2 * count > len(labels) and (len(labels) > 20 or not whole):
         notes.append(f"{files}: {count} values for {len(labels)} images are no classes: not used")
         return keys
-    if numbers and whole:  # so that 10 comes after 9
-        for i, number in numbers.items():
-            labels[i] = int(labels[i]) if labels[i].isdecimal() else int(number)
+    if all(re.fullmatch(r"-?(0|[1-9][0-9]{0,99})(\.0*)?", label) for label in labels.values()):
+        for i, label in labels.items():  # so that 10 comes after 9; 007 is a name
+            labels[i] = int(label.partition(".")[0])
     train = [i for i, split in enumerate(splits) if split and split[0] == 0]
     matched = [i for i in train if i in labels]
     both = {(keys[i], labels[i]) for i in matched if keys[i] is not None}
@@ -610,17 +661,22 @@ def read_tables(names, tables, keys, splits, notes):
         if not agree and filled == keys:
             notes.append(f"{files}: labels of {len(matched)} of {len(train)} images: not used")
         return filled
-    notes.append(f"the labels are those of {files}" + (", not the folders" if known else ""))
-    roles = {i: (split_of(split), split) for i, (_, split, _) in rows.items()}
-    ranks = {role[0] for role, _ in roles.values() if role}
-    if 0 in ranks and len(ranks) > 1 and not any(split and split[0] for split in splits):
-        for i, (role, split) in roles.items():
-            splits[i] = (role[0], split) if role and role[0] != USELESS else None
+    notes += [*lines, f"the labels are those of {files}" + (", not the folders" if known else "")]
     return [labels.get(i) for i in range(len(names))]
+
+
+def table_split(text):
+    """What a cell or the name of a label file says: (split as in SPLIT_WORDS, its name), or None.
+    0 is for training, and 1, 2 and 3 are held out."""
+    if text in ("0", "1", "2", "3"):
+        return int(text), f"split {text}"
+    role = split_of(text)
+    return role and (role[0], text)
 
 
 def image_places(names):
     """{a name as a label file may write it: index of the image, None if it means several}."""
+    folded = {}  # whatever the case
     places = {}
     whole = {}  # a whole name means itself
     for i, name in enumerate(names):
@@ -628,8 +684,10 @@ def image_places(names):
         for start in [0, *(match.end() for match in re.finditer("/", name))]:
             for form in {name[start:], os.path.splitext(name[start:])[0]}:
                 places[form] = None if form in places else i
+                form = form.casefold()
+                folded[form] = None if folded.get(form, i) != i else i
         whole[name] = i
-    return places | whole
+    return folded | places | whole
 
 
 def find_image(places, table, name):
@@ -640,7 +698,7 @@ def find_image(places, table, name):
     tails = [name[match.end() :] for match in re.finditer("/", name)]
     for form in (inside, folder + name, name, *tails):
         bare = form[: -len(suffix(form))] if is_image(form) else form
-        i = places.get(form, places.get(bare))
-        if i is not None:
-            return i
+        for text in (form, bare, bare.casefold()):
+            if places.get(text) is not None:
+                return places[text]
     return None

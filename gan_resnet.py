@@ -54,7 +54,7 @@ from torchvision.models import resnet18
 
 import datasets
 import training
-from sources import InputError, new_parser, number, run_program
+from sources import InputError, new_parser, number, printable, run_program
 
 SCRIPT = Path(__file__).stem
 LIFTED = 128  # what z and y are lifted to in the conditional generator
@@ -413,7 +413,7 @@ def main(argv=None):
     weight = args.similarity
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, weight))
     if args.ema > 0:
-        ema_step = captured(functools.partial(training.update_ema, sampler, generator, args.ema))
+        ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -444,7 +444,7 @@ def main(argv=None):
             for _ in range(args.g_steps):
                 g_loss, similarity = g_step(real, y, sigma)
             if args.ema > 0:
-                ema_step()
+                ema_step(training.ema_decay(args.ema, run.step, device))
             losses = {"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss}
             if args.similarity > 0:
                 losses["similarity"] = similarity
@@ -487,7 +487,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

@@ -106,10 +106,13 @@ def load_weights(path=None):
         if path.name == OFFICIAL and digest != SHA256:
             raise ValueError("wrong sha256")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise ValueError("it holds no named weights")
         if state["Conv2d_1a_3x3.conv.weight"].shape != (32, 3, 3, 3):
             raise ValueError("the first layer has another shape")
     except Exception as error:  # torch.load fails in many ways on a file that is not its own
-        problem = f"'{path}' is damaged or not the FID Inception ({short(error)})"
+        words = short(error).partition(". ")[0]  # torch goes on to advise against weights_only
+        problem = f"'{path}' is damaged or not the FID Inception ({words})"
         raise MissingWeights(f"{problem}: {by_hand()}") from None
     return Weights(state, f"{path.name}, sha256 {digest}")
 
@@ -308,17 +311,20 @@ def read_statistics(path):
                 return None
             if max(member.file_size for member in file.zip.infolist()) > 2**27:
                 raise ValueError("too large")
+            if {file["mu"].dtype.kind, file["sigma"].dtype.kind} - set("fiu"):
+                raise ValueError("mu and sigma must be real numbers")
             mean = file["mu"].astype(np.float64)
-            covariances = file["sigma"].astype(np.float64)
+            sigma = file["sigma"].astype(np.float64)
     except Exception as error:  # zipfile, zlib, ValueError, EOFError ... all mean the same
         raise InputError(f"'{path}' is not a readable .npz file ({short(error)})") from None
     d = mean.size
-    if d not in DIMS or mean.shape != (d,) or covariances.shape != (d, d):
-        shapes = f"mu {mean.shape} and sigma {covariances.shape}"
+    if d not in DIMS or mean.shape != (d,) or sigma.shape != (d, d):
+        shapes = f"mu {mean.shape} and sigma {sigma.shape}"
         raise InputError(f"'{path}' has {shapes}, and not (d,) and (d, d) with d one of {DIMS}")
-    if not (np.isfinite(mean).all() and np.allclose(covariances, covariances.T)):
+    finite = all(np.abs(values).max() < 1e30 for values in (mean, sigma))  # not NaN either
+    if not finite or sigma.diagonal().min() < 0 or not np.allclose(sigma, sigma.T):
         raise InputError(f"'{path}' has no finite mu, or a sigma that is no covariance")
-    return mean, covariances
+    return mean, sigma
 
 
 # ------------------------------------------------------------------------ features of real images

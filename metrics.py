@@ -1162,10 +1162,11 @@ def open_sides(text, device):
     return sides or [Side(text, statistics=read_statistics(text))]
 
 
-def common_size(asked, sides):
+def common_size(asked, sides, say=note):
     """The size of all images in pixels: --size, or that of the models, or that of the data sets.
 
-    If the data sets differ, it is the smallest one, but from 64 to 512.
+    If the data sets differ, it is the smallest one, but from 64 to 512. say: takes the line that
+    says so.
     """
     sizes = [asked] if asked else []
     sizes += [side.checkpoint["data"]["size"] for side in sides if side.checkpoint]
@@ -1179,7 +1180,7 @@ def common_size(asked, sides):
     size = min(max(64, min(native.values(), default=64)), 512)  # Inception sees 299
     if set(native.values()) - {size}:
         sizes = " and ".join(f"{name} {own}" for name, own in native.items())
-        note(f"all images are compared at {size} pixels (they have: {sizes}); --size says another")
+        say(f"all images are compared at {size} pixels (they have: {sizes}); --size says another")
     return size
 
 
@@ -1220,7 +1221,6 @@ def statistics_values(pairs, weights, device, precision):
         if side.statistics:
             both.append(side.statistics)
             continue
-        weights, _, _ = reachable((d,), weights)
         x = features(data.images, (d,), weights, device, precision)[d]
         both.append(moments(x))
         how = f"{features_words(d, weights, precision)}; {len(x)} images: {how}"
@@ -1263,19 +1263,22 @@ def own_values(args, real, fake, size):
 def main(argv=None):
     args = parse_args(argv)
     device, _ = training.pick_device(args.device, args.precision)
-    weights = args.weights
-    if args.weights or args.dims:  # whatever is asked for by name must be there: fail early
-        weights = load_weights(args.weights)
-        require(weights, max(args.dims or [64]))
     real_side = open_sides(args.real, device)[-1]
     real_is_data = not (real_side.script or real_side.statistics)
     fake_sides = [side for text in args.fake for side in open_sides(text, device)]
     sides = [real_side, *fake_sides]
-    size = common_size(args.size, sides)
+    weights = args.weights
+    given = [len(side.statistics[0]) for side in sides if side.statistics]
+    if args.weights or args.dims or 0 < len(given) < len(sides):
+        # whatever is asked for by name must be there: fail early
+        weights = load_weights(args.weights)
+        require(weights, max([64, *(args.dims or []), *given]))
     has_own_values = [hasattr(side.script, "own_values") for side in fake_sides]
     if args.iwae and not (real_is_data and any(has_own_values)):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
 
+    remarks = []  # said when nothing can be wrong any more
+    size = common_size(args.size, sides, remarks.append)
     for side in sides:
         if not (side.script or side.statistics):
             # prepares it: a mistake in the last one must not cost the time of sampling
@@ -1288,13 +1291,21 @@ def main(argv=None):
     if args.floor and 0 < total < 2 * n:
         n = total // 2
         args.eval_images = n
-        note(f"{args.real} has only {total} images: {n} on each side, and {n} for --floor")
+        words = f"{n} on each side, and {n} for --floor"
+        remarks.append(f"{args.real} has only {total} images: {words}")
     floor = pool.images[n : 2 * n] if args.floor else None
     pool = pick(pool, slice(n))
     fakes = [draw(side, n, size, "all", args.seed) for side in fake_sides]
+    needed = 10 if args.bootstrap else 2
     for side, data in zip(sides, [pool, *fakes], strict=True):
-        if 0 < len(data.images) < n:
-            note(f"{side.name} has only {len(data.images)} of the {n} images asked for")
+        count = len(data.images)
+        if count < needed and not side.statistics:
+            words = f"at least {needed} are needed on each side (with --floor twice as many)"
+            raise InputError(f"too few images of {side.name}: {words}")
+        if 0 < count < n:
+            remarks.append(f"{side.name} has only {count} of the {n} images asked for")
+    for remark in remarks:
+        note(remark)
 
     settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
     draws = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}

@@ -131,7 +131,7 @@ def read_rows(path):
         problem = "is damaged: none of its rows is whole" if damaged else "has no rows yet"
         raise InputError(f"{path.name} {problem}; train for longer")
     if damaged:
-        print(f"{path}: {damaged} damaged rows are left out", file=sys.stderr)
+        print(f"{printable(path)}: {damaged} damaged rows are left out", file=sys.stderr)
     return rows
 
 
@@ -191,7 +191,9 @@ def new_figure(width, height, title):
 def figure_png(figure):
     """A matplotlib figure as the bytes of a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the font lacks a letter of somebody's name
+        figure.savefig(file, format="png")
     return file.getvalue()
 
 
@@ -811,7 +813,8 @@ def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
         try:
             data = make()  # the whole file in memory, so that none is ever half-written
         except Exception as problem:  # whatever is wrong with a run's files, the others are made
-            print(f"{folder}: no {name}: {reason(problem)}", file=sys.stderr)
+            words = printable(f"{folder}: no {name}: {reason(problem)}", 2000)
+            print(words, file=sys.stderr)
             continue
         write_bytes(folder / name, data)
         written.append(folder / name)

@@ -122,14 +122,13 @@ def check_target(args, size):
     it means a folder. size: of an image, in pixels."""
     text = args.to or ("generated.png" if args.interpolate is None else "interpolation.png")
     args.to = Path(text)
-    suffix = args.to.suffix.lower()
     slash = text.endswith(("/", os.sep))
-    args.to_folder = slash or suffix != ".png"
+    args.to_folder = not text.lower().endswith(".png")
     if args.to_folder:
         if args.interpolate is not None:
             raise InputError(f"--to {text}: walks make one picture, so give a FILE.png")
         of_files = {".npz", ".zip", *Image.registered_extensions()}
-        if not slash and not args.to.is_dir() and suffix in of_files:
+        if not slash and not args.to.is_dir() and args.to.suffix.lower() in of_files:
             raise InputError(f"--to {text}: give a FILE.png for one grid, or a folder and a slash")
         check_output(args.to / "made_by.json")
         return
@@ -297,6 +296,7 @@ def fill_folder(args, script, model, checkpoint, classes, sampling):
             images = script.generate(model, count, args.seed, first, **sampling)
             if first == 0:  # not before: generate() may refuse a flag
                 args.to.mkdir(parents=True, exist_ok=True)
+                check_folder(args.to, note)  # again: another program may have begun meanwhile
                 write_text(args.to / "made_by.json", note)
             for k in missing:
                 datasets.save_picture(datasets.grid(images[k : k + 1]), paths[k])

@@ -23,6 +23,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def out_of_memory(error):
     """Whether an exception says that memory ran out (an "illegal memory access" does not), or that
     something is too large for any memory."""
     phrases = ["out of memory", "allocate memory", "not enough memory", "negative dimension"]
-    phrases += ["unexpected pos"]  # torch.save, when its buffer cannot grow
+    # torch.save, when its buffer cannot grow; threading
+    phrases += ["unexpected pos", "can't start new thread"]
     phrases += ["Storage size calculation overflowed", "integer multiplication overflow"]
     too_large = isinstance(error, (MemoryError, OverflowError))
     return too_large or any(phrase in str(error) for phrase in phrases)
@@ -99,6 +101,16 @@ def explanation(error):
     return short(error) if isinstance(error, OSError) else None
 
 
+def interrupt_again(problem):
+    """sys.unraisablehook: Python drops a Ctrl-C that comes inside of a destructor or the like, with
+    a traceback. It comes once more instead, a moment later."""
+    if issubclass(problem.exc_type, KeyboardInterrupt) and os.name != "nt":
+        main_thread = threading.main_thread().ident
+        threading.Timer(0.05, signal.pthread_kill, [main_thread, signal.SIGINT]).start()
+    else:
+        sys.__unraisablehook__(problem)
+
+
 def run_program(main):
     """Call main() and exit as a command-line program should.
 
@@ -110,6 +122,7 @@ def run_program(main):
     # Runnable files set SIG_DFL, so that Ctrl-C during the slow imports prints no traceback.
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = interrupt_again
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or (RANK > 0 and name == "stdout"):  # None: closed by `>&-`
@@ -165,7 +178,7 @@ def filled(text):
     """A type for argparse: a path or a name. An empty one is an unset variable of the shell."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError("is empty: is a variable of your shell unset?")
-    return text
+    return os.path.expanduser(text) if text.startswith("~/") else text  # --data=~/photos
 
 
 def check_output(path):
@@ -305,10 +318,11 @@ def new_directory(out, base, left_by_a_kill=()):
         path = Path(out)
         path.mkdir(parents=True, exist_ok=True)
         return path
+    Path(base).parent.mkdir(parents=True, exist_ok=True)
     for n in itertools.count(1):
         path = Path(f"{base}-{n}")
         with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
 
 
@@ -334,7 +348,7 @@ class Log:
         self.path = path
         if path.exists() and not path.is_file():
             path.rename(f"{path}.old")
-            print(f"{path} is no file: it is now {path.name}.old", file=sys.stderr)
+            print(f"{printable(path)} is no file: it is now {path.name}.old", file=sys.stderr)
         rows = read_log(path, step)
         self.columns = list(rows[0]) if rows else []
         self.rewrite(rows)
@@ -366,7 +380,7 @@ def read_log(path, last=math.inf):
     """
     rows, damaged = parse_log(path)
     if damaged:
-        print(f"{path}: {damaged} damaged rows are left out", file=sys.stderr)
+        print(f"{printable(path)}: {damaged} damaged rows are left out", file=sys.stderr)
     return [row for row in rows if int(row["step"]) <= last]
 
 
@@ -411,7 +425,7 @@ def plausible(row):
 # ------------------------------------------------------------------------------------- sources
 
 MAX_CLASSES = 100_000  # in arrays
-LAYOUT = "2"  # another one where the same files get other labels: all is prepared again
+LAYOUT = "3"  # another one where the same files get other labels: all is prepared again
 
 
 class Source(NamedTuple):
@@ -506,9 +520,9 @@ def labelled_source(names, read, path, keys, splits, notes, classes=None):
 # Words in the names of folders, arrays and columns: for training, and for what is held out, in the
 # order in which one of these is chosen. What fits the last is of no use.
 SPLIT_WORDS = [
-    "train(ing|val|set|data|images?)?",
-    "test(ing|set|data|images?)?",
-    "val(id|idation|set|data|images?)?",
+    "train(ing|val|set|data|list|images?)?",
+    "test(ing|set|data|list|images?)?",
+    "val(id|idation|set|data|list|images?)?",
     "dev|eval(uation)?|hold(out)?|heldout",
     "pred(ict|iction)?s?|unlabell?ed",
 ]
@@ -533,7 +547,7 @@ def split_of(name):
 ARRAY_WORDS = {
     **dict.fromkeys(("", "x", "images", "image", "imgs", "img", "data", "arr 0"), "images"),
     **dict.fromkeys(("y", "labels", "label", "targets", "target", "arr 1"), "labels"),
-    **dict.fromkeys(("classes", "class names", "label names"), "classes"),
+    **dict.fromkeys(("classes", "class names", "label names", "list classes"), "classes"),
     "split": "split",
 }
 
@@ -576,7 +590,8 @@ def array_kinds(headers):
     """{(split as in SPLIT_WORDS, kind as in ARRAY_WORDS): key}. headers: see npz_headers."""
     kinds = {}
     for key, (shape, _) in headers.items():
-        words = re.findall("[a-z]+|[0-9]+", key.lower())
+        words = re.sub("([a-z])([A-Z])", r"\1 \2", key).lower()  # trainX
+        words = [word for word in re.findall("[a-z]+|[0-9]+", words) if word != "set"]
         rank = next((split_of(word)[0] for word in words if split_of(word)), 0)
         kind = ARRAY_WORDS.get(" ".join(word for word in words if not split_of(word)))
         if kind and rank != USELESS and (kind != "images" or len(shape) > 2 or key == "images"):
@@ -841,8 +856,10 @@ def write_rows(file, source, size, key, scales):
             image = source.read(i)
             natural_size = image.size
             pixels = square(image, size, scales)
-            about = (natural_size, image.mode[:4], value_range(image), peculiar(image, scales))
-            return pixels, *about
+            remarks = peculiar(image, scales)
+            if pixels.max() < 16:
+                remarks.append("images are all but black")
+            return pixels, natural_size, image.mode[:4], value_range(image), remarks
         except UnidentifiedImageError:  # whose own words name an object in memory
             return f"{source.names[i]}: damaged, or no image"
         except Exception as error:  # Pillow raises many kinds, and each means the same

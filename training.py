@@ -41,6 +41,7 @@ SIZES = [16, 32, 64, 128, 256]
 DIMS = [64, 192, 768, 2048]
 PRECISIONS = ["auto", "fp32", "bf16"]
 NOT_TYPED = object()
+RESULTS = {".json", ".png", ".gif"}  # what the end of a run makes
 KILLED_EARLY = {".lock", "args.json", "source.py", "log.csv", "weights.csv"}  # what is left then
 
 # ------------------------------------------------------------------------------------------ flags
@@ -120,6 +121,8 @@ def parse(parser, presets, script, may_change, argv=None):
     args.resume = run_directory
     if "out" in typed and RANK == 0 and not args.dry_run:
         sources.check_new_directory(args.out, KILLED_EARLY)
+    elif RANK == 0 and not args.dry_run:
+        sources.check_output((run_directory or Path("runs/new")) / "last.pt")
     measured = args.eval_images and (args.eval_every or "report" in presets.get(args.preset, {}))
     if typed.keys() & {"dims", "weights"} and not measured:
         print("note: --dims and --weights do nothing here: nothing is measured", file=sys.stderr)
@@ -349,14 +352,24 @@ class CapturedStep:
 # ----------------------------------------------------------------------------------------- models
 
 
+def ema_decay(decay, step, device):
+    """The decay at this step, a tensor: min(decay, (1 + step) / (10 + step)).
+
+    It begins low, so that the average soon forgets the random weights of the start (the formula is
+    that of TensorFlow's ExponentialMovingAverage).
+    """
+    return torch.full((), min(decay, (1 + step) / (10 + step)), device=device)
+
+
 @torch.no_grad()
 def update_ema(ema, model, decay):
-    """ema = decay * ema + (1 - decay) * model, in place, for all parameters.
+    """ema = decay * ema + (1 - decay) * model, in place, for all parameters. decay: a tensor.
 
     Buffers are copied: BatchNorm's variances in the first steps can be thousands of times those of
     later steps, and would dominate an average for as long.
     """
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    for ours, theirs in zip(ema.parameters(), model.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)
     for ours, theirs in zip(ema.buffers(), model.buffers(), strict=True):
         ours.copy_(theirs)
 
@@ -757,7 +770,8 @@ class Run:
     def finish(self):
         """Note in args.json that nothing is left to do, and say what to try next."""
         if self.is_main:
-            self.write_args(finished=self.step)
+            files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
+            self.write_args(finished=self.step, files=sorted(files))
             path = shlex.quote(sources.printable(self.path))
             print(f"\ntry next: python sample.py {path} --count 64 --to grid.png")
             print(f"          {START} {self.script}.py --resume {path} --steps {2 * self.step}")
@@ -870,11 +884,15 @@ class Run:
 
 
 def finished_step(path):
-    """The step at which the run in this directory noted that nothing is left to do, or None."""
+    """The step at which the run in this directory noted that nothing is left to do, or None.
+
+    None, too, if one of the files that it had made by then is gone: --resume makes it again.
+    """
     try:
         about = json.loads((path / "args.json").read_text(encoding="utf-8"))
-        return about.get("finished")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        gone = [name for name in about.get("files", []) if not (path / name).exists()]
+        return None if gone else about.get("finished")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 

@@ -71,7 +71,7 @@ from torch import nn
 import datasets
 import training
 from datasets import from_uint8, to_uint8
-from sources import new_parser, number, run_program
+from sources import new_parser, number, printable, run_program
 
 SCRIPT = Path(__file__).stem
 
@@ -401,7 +401,7 @@ def main(argv=None):
     captured = functools.partial(training.captured, device=device, no_graph=args.no_graph)
     step = captured(functools.partial(train_step, vae, optimizer, autocast))
     if args.ema > 0:
-        ema_step = captured(functools.partial(training.update_ema, sampler, vae, args.ema))
+        ema_step = captured(functools.partial(training.update_ema, sampler, vae))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -435,7 +435,7 @@ def main(argv=None):
             images, _ = next(batches)
             reconstruction, kl, bound, mse = step(images, kl_weight)
             if args.ema > 0:
-                ema_step()
+                ema_step(training.ema_decay(args.ema, run.step, device))
             run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
 
             last = run.step == total
@@ -476,7 +476,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

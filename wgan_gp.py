@@ -63,7 +63,7 @@ from torch import nn
 
 import datasets
 import training
-from sources import InputError, new_parser, number, run_program
+from sources import InputError, new_parser, number, printable, run_program
 
 SCRIPT = Path(__file__).stem
 
@@ -633,7 +633,7 @@ def main(argv=None):
         functools.partial(critic_step, *networks, opt_c, autocast, args.penalty_weight)
     )
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args.batch))
-    ema_step = captured(functools.partial(training.update_ema, sampler, generator, args.ema))
+    ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
     # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -674,7 +674,7 @@ def main(argv=None):
                 c_loss, wasserstein, penalty, norm = c_step(real, alpha, sigma, stage=stage)
             g_loss = g_step(alpha, sigma, stage=stage)
             if args.ema > 0:
-                ema_step()
+                ema_step(training.ema_decay(args.ema, run.step, device))
             # wasserstein is the critic's estimate of the distance, in units of its slope. It is the
             # one loss of a GAN that falls as images get better, but it cannot be compared across
             # networks. gradient_norm should stay near 1.
@@ -713,7 +713,7 @@ def main(argv=None):
             metrics.write_result(run, values, PRESETS[args.preset])
         if plots := training.tool("report"):
             for path in plots.report(run.path, device=device):
-                print(f"wrote {path}")
+                print(f"wrote {printable(path)}")
         return run.finish()  # says what to try next
 
 

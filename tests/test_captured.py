@@ -368,7 +368,7 @@ def test_the_profile_of_a_step(tiny, monkeypatch):
     profiles = profile_step(monkeypatch, 2, [torch.profiler.ProfilerActivity.CPU])
     train("dcgan", 3, "r", *CPU)
     calls = calls_inside(profiles[0], "one step")
-    assert calls.count("aten::_fused_adamw_") == 2  # one for each network, of this step only
+    assert calls.count("aten::_fused_adam_") == 2  # one for each network, of this step only
     assert "aten::normal_" in calls
 
 

@@ -40,7 +40,9 @@ def networks(size=16, channels=3, width=3, norm="spectral", condition="auxiliary
 def test_the_networks_of_r0():
     generator = cgan.Generator(64, 3, [2700] * 5, 256, 64, 1.0)
     ups = sum(16 * a * b + 2 * 129 * b for a, b in ((512, 256), (256, 128), (128, 64)))
-    assert count(generator) == 5 * 128 + (256 + 128 + 1) * 8192 + ups + 16 * 64 * 3 + 3
+    embeddings = 4 * 5 * 128  # one for the input, and one for each conditional BatchNorm
+    assert count(generator) == embeddings + (256 + 128 + 1) * 8192 + ups + 16 * 64 * 3 + 3
+    assert count(generator) == 6_027_651  # the report's
     discriminator = cgan.Discriminator(64, 3, 5, 64, "spectral", "auxiliary")
     downs = sum(16 * a * b + b for a, b in ((3, 64), (64, 128), (128, 256), (256, 512)))
     assert count(discriminator) == downs + 513 * (1 + 5)
@@ -68,32 +70,35 @@ def test_any_size_and_channels(size, condition, norm):
 @pytest.mark.parametrize("training", [True, False])
 def test_conditional_batchnorm_with_equal_embeddings_is_batchnorm(training):
     torch.manual_seed(0)
-    ours = cgan.ConditionalBatchNorm(6)
+    ours = cgan.ConditionalBatchNorm(6, 8, 0.5)
     theirs = nn.BatchNorm2d(6)
-    embedding = torch.randn(cgan.EMBEDDING)
+    embedding = 0.5 * ours.embedding.weight[3]
     with torch.no_grad():
         theirs.weight.copy_(1 + ours.gain(embedding))
         theirs.bias.copy_(ours.offset(embedding))
     x = 3 * torch.randn(8, 6, 5, 5) + 1
-    same = embedding.expand(8, -1)
+    same = one_hot(torch.full((8,), 3), 8)
     assert ours(x, same).shape == theirs(x).shape  # moves the running statistics of both
     ours.train(training)
     theirs.train(training)
     torch.testing.assert_close(ours(x, same), theirs(x), rtol=1e-5, atol=1e-5)
-    others = torch.randn(8, cgan.EMBEDDING)  # now each image has a gain and offset of its own
+    others = torch.eye(8)  # now each image has a gain and offset of its own
     wanted = []
-    for image, e in zip(ours.norm(x), others, strict=True):
+    for image, e in zip(ours.norm(x), 0.5 * ours.embedding.weight, strict=True):
         wanted.append(image * (1 + ours.gain(e))[:, None, None] + ours.offset(e)[:, None, None])
     torch.testing.assert_close(ours(x, others), torch.stack(wanted), rtol=1e-5, atol=1e-5)
 
 
-def test_the_class_scale_multiplies_the_embedding():
+def test_the_class_scale_multiplies_all_embeddings():
     generator, _ = networks()
-    scaled = copy.deepcopy(generator)
-    scaled.class_scale = 0.25
+    scaled = cgan.Generator(16, 3, [4, 3, 2, 1], 5, 3, 0.25)
+    scaled.load_state_dict(generator.state_dict())
     z, y = torch.randn(3, 5), one_hot(torch.tensor([0, 3, 1]), 4)
+    assert not torch.equal(scaled(z, y), generator(z, y))
     with torch.no_grad():
-        generator.embedding.weight *= 0.25
+        for module in generator.modules():
+            if isinstance(module, nn.Embedding):
+                module.weight *= 0.25
     torch.testing.assert_close(scaled(z, y), generator(z, y))
 
 
@@ -304,9 +309,10 @@ def textbook(args):
             opt_g.zero_grad()
             loss.backward()
             opt_g.step()
+        decay = min(args.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
-                ours.copy_(args.ema * ours + (1 - args.ema) * theirs)
+                ours.copy_(decay * ours + (1 - decay) * theirs)
         if args.r1:
             logged["r1"] = r1
         yield {name: torch.as_tensor(value).item() for name, value in logged.items()}
@@ -325,7 +331,7 @@ def textbook(args):
 def test_training_is_the_algorithm_written_plainly(train, flags, monkeypatch):
     """With plain gradient descent: Adam turns the rounding of a gradient near 0 into a step."""
     sgd = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)  # noqa: E731
-    monkeypatch.setattr(torch.optim, "AdamW", sgd)
+    monkeypatch.setattr(torch.optim, "Adam", sgd)
     flags = ["--steps=5", "--lr=0.05", *flags.split()]
     checkpoint, rows = train(*flags)
     args, _ = cgan.parse_args(["--data=x", *flags])

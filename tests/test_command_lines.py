@@ -217,6 +217,27 @@ def test_the_newest_run_is_meant_by_a_bare_resume_only(here, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process there")
+def test_ctrl_c_inside_of_a_destructor_is_not_lost(here):
+    """There, Python drops it with a traceback; the program went on."""
+    code = """
+import signal, sys, time
+sys.path.insert(0, sys.argv[1])
+import sources
+class Thing:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def main():
+    Thing()
+    time.sleep(20)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sources.run_program(main)
+"""
+    command = [sys.executable, "-c", code, str(ROOT)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 130 and process.stderr == "-c: interrupted\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process there")
 @pytest.mark.parametrize("name, seconds", [("dcgan", 0.3), ("metrics", 0.8), ("datasets", 0.6)])
 def test_ctrl_c_during_the_imports(name, seconds, here):
     """No traceback. A SIGINT before Python has read the first line is Python's own."""

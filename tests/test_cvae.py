@@ -85,8 +85,8 @@ def test_the_losses_of_the_reports_in_one_unit():
     settings = (args.lr, args.batch, args.epochs, args.latent_dim, args.width)
     assert settings == (2e-4, 128, 80, 256, 64)
     assert_same("artbench64", half * (square.mean((1, 2, 3)) + 0.00025 * kl.sum(1)))  # R1
-    of_0_to_1 = square[:, :1, :32, :32].mean((1, 2, 3)) / 4  # R1, on values in [0, 1]
-    assert_same("mnist", 4 * 32 * 32 / 2 * (of_0_to_1 + 0.00025 * kl.sum(1)), 32, 1)
+    digits = square[:, :1, :32, :32].mean((1, 2, 3))
+    assert_same("mnist", 32 * 32 / 2 * (digits + 0.00025 * kl.sum(1)), 32, 1)
     args, _ = cvae.parse_args(["--preset", "artbench256"])
     assert args.kl_weight == pytest.approx(0.00025 * 3 * 256 * 256 / 2)
     bits = F.binary_cross_entropy(torch.sigmoid(output), (x + 1) / 2, reduction="none")

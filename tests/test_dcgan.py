@@ -105,8 +105,7 @@ def textbook(args):
     average = copy.deepcopy(generator)
     optimizers = []
     for network in (generator, discriminator):
-        optimizers.append(torch.optim.AdamW(network.parameters(), betas=(args.beta1, 0.999)))
-        optimizers[-1].param_groups[0]["weight_decay"] = args.weight_decay
+        optimizers.append(torch.optim.Adam(network.parameters(), betas=(args.beta1, 0.999)))
     opt_g, opt_d = optimizers
     bce = nn.BCELoss()
     ones, zeros = torch.ones(args.batch), torch.zeros(args.batch)
@@ -134,15 +133,20 @@ def textbook(args):
             d_fake = bce(probability(fake_images().detach()), zeros)
             d_real.backward()
             d_fake.backward()
+            for p in discriminator.parameters():  # the gradient of an L2 term
+                p.grad += args.weight_decay * p.detach()
             opt_d.step()
         for _ in range(args.g_steps):
             generator.zero_grad()
             g_loss = bce(probability(fake_images()), ones)
             g_loss.backward()
+            for p in generator.parameters():
+                p.grad += args.weight_decay * p.detach()
             opt_g.step()
+        decay = min(args.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
-                ours.copy_(args.ema * ours + (1 - args.ema) * theirs)
+                ours.copy_(decay * ours + (1 - decay) * theirs)
             for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
                 ours.copy_(theirs)
         losses.append({"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss})

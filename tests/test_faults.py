@@ -21,6 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
+import augment
 import datasets
 import metrics
 import report
@@ -527,6 +528,20 @@ def test_stopped_in_the_middle_of_the_plots(measured, tmp_path, monkeypatch):
     assert (out / "strip.png").exists() and (out / "interpolation.png").exists()
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "plot.png"])
+def test_a_result_that_is_gone_is_made_again(measured, tmp_path, capsys, name):
+    """A run was finished, and somebody removed a file. Then nothing is left to do again."""
+    out = tmp_path / "r"
+    measured("vae_mlp", out)
+    sources.write_text(out / "plot.png", "drawn")
+    run("vae_mlp", "--resume", str(out), "--steps", "4")
+    before = (out / name).read_bytes()
+    (out / name).unlink()
+    run("vae_mlp", "--resume", str(out))
+    assert (out / name).read_bytes() == before
+    assert "is finished" in resume_error(capsys, "vae_mlp", out)
+
+
 def test_a_signal_in_the_last_step_is_not_lost(copy, monkeypatch, capsys):
     """Nor one while the last checkpoint is written: what follows can take minutes."""
     path = copy("vae_mlp")
@@ -569,6 +584,7 @@ TOO_LITTLE = {
         "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"
     ),
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "threads": RuntimeError("can't start new thread"),
 }
 
 
@@ -700,6 +716,91 @@ def test_waiting_for_another_process_is_said_once(tmp_path, monkeypatch, capsys)
     with sources.locked(tmp_path / "lock", wait="waiting"):
         assert len(waits) == 5
     assert capsys.readouterr().err == "waiting\n"
+
+
+@pytest.mark.parametrize("kind", ["broken link", "file"])
+@pytest.mark.parametrize("program", ["dcgan", "augment"])
+def test_runs_is_no_folder(base, tmp_path, monkeypatch, capsys, program, kind):
+    """In place of the folder for new runs. A broken link was taken for a run, for ever."""
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        Path("runs").write_text("mine")
+    else:
+        Path("runs").symlink_to("nowhere")
+    flags = ["--data", base / "tiny.npz", "--size", "16", "--device", "cpu"]
+    flags += ["--per-class", "5"] if program == "augment" else ["--steps", "1"]
+    monkeypatch.setattr(sources.itertools, "count", lambda _: range(1, 99))
+    assert "runs" in error_of(capsys, training.load_script(program).main, *flags)
+
+
+# ------------------------------------------------------------------ augment.py --resume (V2, V15)
+
+SETTINGS = dict(
+    vars(augment.parse_args(["--data", "tiny.npz", "--size", "16"])), fingerprint="0123456789"
+)
+WRONG = [dict(per_class="5"), dict(per_class=[[5]]), dict(per_class=[10**30]), dict(steps="many")]
+WRONG += [dict(generator=3), dict(size="big"), dict(add=-1), dict(seeds=10**12), dict(batch=None)]
+WRONG += [dict(width=1e9), dict(no_flip="x"), dict(generator_flags=7), dict(data=""), None]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\udcff", *WRONG], ids=repr)
+def test_damaged_settings(tmp_path, capsys, content):
+    text = content
+    if not isinstance(content, str):
+        text = json.dumps({**SETTINGS, **content} if content else {"data": "tiny.npz"})
+    (tmp_path / "settings.json").write_bytes(text.encode(errors="surrogateescape"))
+    error = error_of(capsys, augment.main, "--resume", tmp_path)
+    assert "settings.json is missing or damaged" in error
+
+
+def test_good_settings(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps(SETTINGS))
+    args = augment.resumed(augment.parse_args(["--resume", str(tmp_path), "--device", "cpu"]))
+    assert vars(args) == {**SETTINGS, "resume": str(tmp_path), "device": "cpu"}
+
+
+HEAD = b"per_class,arm,seed,accuracy,precision,recall\n5,real,0,0.5,0.25,1\n"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [b"5,real,1,\0\0\0,0.1,0.1", b"\xff\xfe,real,1,1,0.1,0.1", b"5,real,1,nan,0.1,0.1",
+     b"5,real,1,7e300,0,0", b"5,real,1," + 200_000 * b"9" + b",0,0", b'"5,real,1,1,0.1,0.1',
+     b"5,real,1,0.1,0.1", b"5,real"],
+    ids=range(8),
+)  # fmt: skip
+def test_damaged_results(tmp_path, capsys, row):
+    path = tmp_path / "results.csv"
+    path.write_bytes(HEAD + row + b"\n5,real,2,1,1,1\n")
+    results = augment.read_results(path)
+    ones = {"accuracy": 1, "precision": 1, "recall": 1}
+    assert results == {
+        (5, "real", 0): {"accuracy": 0.5, "precision": 0.25, "recall": 1},
+        (5, "real", 2): ones,
+    }
+    assert capsys.readouterr().err == f"{path}: 1 damaged rows are left out\n"
+
+
+def test_results_that_are_no_file(tmp_path):
+    (tmp_path / "results.csv").mkdir()
+    assert augment.read_results(tmp_path / "results.csv") == {}
+
+
+def test_arrays_of_a_study_that_are_damaged(tmp_path):
+    """A part is made again; of a whole file one line says that it can be removed."""
+    images = torch.arange(3 * 3 * 16 * 16).reshape(3, 3, 16, 16).to(torch.uint8)
+    path = tmp_path / "part.npz"
+    assert augment.read_part(path, images) is None
+    augment.save_arrays(path, images, torch.zeros(3, dtype=torch.int64), ["a"])
+    assert torch.equal(augment.read_part(path, images), images)
+    assert augment.read_part(path, images[:2]) is None
+    path.write_bytes(path.read_bytes()[:-40])
+    assert augment.read_part(path, images) is None
+    data = datasets.Images(images, torch.tensor([0, 1, 1]), ["a", "b"], "x", "", False, "")
+    augment.check_part(path, data, torch.tensor([0, 1, 1]))
+    for labels in (None, torch.tensor([0, 1, 0]), torch.tensor([0, 1])):
+        with pytest.raises(InputError, match="is damaged: remove it"):
+            augment.check_part(path, data._replace(labels=labels), torch.tensor([0, 1, 1]))
 
 
 # --------------------------------------------------------------------------- report.py (V16)
@@ -835,6 +936,18 @@ def test_report_refuses_a_damaged_args_json(finished, tmp_path, capsys, damage):
     else:
         (path / "args.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     assert words in error_of(capsys, report.main, path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_that_the_font_lacks(finished, tmp_path, capsys):
+    """No warning on the terminal, and with PYTHONWARNINGS=error the plot is made, too."""
+    path = Path(shutil.copytree(finished, tmp_path / "\u732b\x1b[31m"))
+    args = report.read_run(path)
+    assert report.draw_losses(path, args)[:4] == b"\x89PNG"
+    (path / "log.csv").write_text("step,loss\n2,1\nx,1\n")
+    report.read_rows(path / "log.csv")
+    line = f"{tmp_path}/\u732b\\x1b[31m/log.csv: 1 damaged rows are left out\n"
+    assert capsys.readouterr().err == line
 
 
 RESULTS = ["[1]", "[" * 100_000, "", '{"values": 3}', '{"values": [1], "report": {}}', "\udcff"]

@@ -21,7 +21,7 @@ import datasets
 import inception
 import metrics
 import training
-from sources import InputError
+from sources import InputError, run_program
 
 
 @pytest.fixture(autouse=True)
@@ -897,13 +897,48 @@ def frechet(x, y):
     [(dict(sigma=np.ones((3, 3))), "and sigma"), (dict(mu=np.ones((64, 64))), "mu "),
      (dict(mu=np.full(64, np.nan)), "no finite mu"), (dict(mu=np.ones(7)), "mu "),
      (dict(sigma=np.triu(np.ones((64, 64)))), "no covariance"),
-     (dict(sigma=np.array(["x"])), "readable"), (dict(sigma=np.array([None])), "readable")],
+     (dict(sigma=np.array(["x"])), "readable"), (dict(sigma=np.array([None])), "readable"),
+     (dict(sigma=np.full((64, 64), np.inf)), "no covariance"), (dict(sigma=-np.eye(64)), "no cov"),
+     (dict(sigma=1e300 * np.eye(64)), "no cov"), (dict(mu=np.full(64, 1e300)), "no finite mu"),
+     (dict(sigma=1j * np.eye(64)), "real numbers")],
 )  # fmt: skip
 def test_damaged_statistics(two_sets, run, damage, words):
     save_statistics("x.npz", samples(300, 64), **damage)
     with pytest.raises(InputError, match=words) as error:
         run("x.npz fake.npz")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["few.npz fake.npz --floor", "one.npy fake.npz", "fake.npz one.npy",
+     "few.npz fake.npz --bootstrap 5", "x.npz real.npz --iwae 3", "few.npz fake.npz y.npz"],
+)  # fmt: skip
+def test_what_is_wrong_is_said_alone_and_before_any_feature(
+    two_sets, small_weights, monkeypatch, capsys, line
+):
+    """One line, also where there are remarks about the sides."""
+    pixels = np.load("fake.npz")["images"]
+    np.savez("few.npz", images=pixels[:3])
+    np.save("one.npy", pixels[:1])
+    save_statistics("x.npz", samples(300, 64))
+    save_statistics("y.npz", samples(300, 768))  # the weights go up to 192
+    monkeypatch.setattr(inception, "inception", None)
+    monkeypatch.setattr(sys, "argv", ["metrics.py"])
+    argv = [*line.split(), "--weights", str(small_weights), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        run_program(lambda: metrics.main(argv))
+    assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("state", [torch.zeros(3), [1], {3: 1}, "text", 7])
+def test_weights_that_are_something_else(here, state, recwarn):
+    torch.save(state, "w.pth")
+    if isinstance(state, int):
+        (here / "w.pth").write_text("no weights")
+    with pytest.raises(InputError, match="is damaged or not the FID Inception") as error:
+        inception.load_weights("w.pth")
+    assert "weights_only`" not in str(error.value) and not recwarn
 
 
 def test_sample_files_of_other_programs(two_sets, run):

@@ -20,7 +20,7 @@ from PIL import Image
 
 import folders
 import sources
-from datasets import path_source
+from datasets import main, path_source
 from sources import InputError
 
 PNG = io.BytesIO()
@@ -165,7 +165,53 @@ LAYOUTS = [  # id, files, what comes out, words that are said (None: nothing)
         TRAIN,
         "2 images of no class that is trained on",
     ),
+    (
+        "one folder",
+        "photos/1-5 test/1-2",
+        {"train": {None: 5}, "test": {None: 2}},
+        "held out: test/",
+    ),
+    (
+        "one folder, 3",
+        "photos/1-5 valid/1-2",
+        {"train": {None: 5}, "test": {None: 2}},
+        "held out: valid/",
+    ),
+    ("Valid", "Valid/1-3 Invalid/1-2", {"train": {"Invalid": 2, "Valid": 3}}, None),
+    (
+        "one folder, 2",
+        "mine/cat/1-3 mine/dog/1-2 evaluation/cat/1 evaluation/dog/1",
+        BOTH,
+        "held out: evaluation/",
+    ),
+    (
+        "another language",
+        "Training/cat/1-3 Training/dog/1-2 Validierung/cat/1 Validierung/dog/1",
+        TRAIN,
+        "2 images outside Training/ are not used (the first: 'Validierung/cat/1')",
+    ),
+    (
+        "MVTec",
+        "m/cat/train/good/1-3 m/cat/test/good/1 m/cat/ground_truth/bad/1"
+        " m/dog/train/good/1-2 m/dog/test/bad/1",
+        BOTH,
+        "1 image outside train/ and test/ is not used (the first: 'm/cat/ground_truth/bad/1')",
+    ),
     # K1: folders that are no classes
+    (
+        "Office-31",
+        "amazon/images/cat/1-2 amazon/images/dog/1 webcam/images/cat/1 webcam/images/dog/1",
+        TRAIN,
+        "2 folders are passed over: only those inside can be classes (the first: 'amazon')",
+    ),
+    ("FFHQ", "x/00000/00000.png x/01000/01000.png x/01000/01999.png", {"train": {None: 3}}, None),
+    ("FFHQ, 2", "00000/img00000000.png 00001/img00001000.png", {"train": {None: 2}}, None),
+    (
+        "numbered classes",
+        "00000/00000-00001 00001/00000-00001",
+        {"train": {"00000": 2, "00001": 2}},
+        None,
+    ),
     (
         "folds",
         "fold1/cat/1-2 fold1/dog/1 fold2/cat/1 fold2/dog/1",
@@ -442,6 +488,172 @@ LABEL_FILES = [  # id, images, the files, what comes out, words
         TRAIN,
         "1 name of labels.csv that no image has is passed over",
     ),
+    (
+        "Food-101",
+        "f/images/cat/1-4 f/images/dog/5-7",
+        {
+            "f/meta/train.txt": "cat/1\ncat/2\ncat/3\ndog/5\ndog/6\n",
+            "f/meta/test.txt": "cat/4\ndog/7\n",
+            "f/meta/train.json": '{"cat": ["cat/1", "cat/2", "cat/3"], "dog": ["dog/5", "dog/6"]}',
+        },
+        BOTH,
+        "the split is that of a label file (test.txt and train.txt)",
+    ),
+    (
+        "lists",
+        "1-7",
+        {
+            "train.txt": table("", "{n} {c}"),
+            "test.txt": "6.png cat\n7.png dog\n",
+        },
+        BOTH,
+        "the split is that of a label file (test.txt and train.txt)",
+    ),
+    (
+        "trainval",
+        "cat/1-4 dog/5-7",
+        {
+            "trainval.txt": "1\n2\n3\n4\n5\n6\n7\n",
+            "train.txt": "1\n2\n3\n5\n6\n",
+            "val.txt": "4\n7\n",
+        },
+        BOTH,
+        "the split is that of a label file",
+    ),
+    (
+        "split, labels agree",
+        "cat/1-3 cat/6.png dog/4-5 dog/7.png",
+        {"x.csv": SPLIT_ROWS},
+        BOTH,
+        "the split is that of a label file (test and train)",
+    ),
+    (
+        "CelebA",
+        "img/1-5",
+        {"list_eval_partition.csv": table("image_id,partition\n", "{n},{c}", labels="00012")},
+        {"train": {None: 3}, "test": {None: 1}},
+        "1 image outside split 0 and split 1 is not used (the first: 'img/5.png')",
+    ),
+    (
+        "split only",
+        "1-5",
+        {"split.json": json.dumps({"train": FIVE[:3], "test": FIVE[3:]})},
+        {"train": {None: 3}, "test": {None: 2}},
+        "the split is that of a label file (test and train)",
+    ),
+    (
+        "held-out list",
+        "cat/1-4 dog/5-7",
+        {"validation_list.txt": "cat/4.png\ndog/7.png\n"},
+        BOTH,
+        "the split is that of a label file (validation_list.txt)",
+    ),
+    (
+        "numbered lists",
+        "cat/1-4 dog/5-7",
+        {
+            "trainlist01.txt": "cat/1\ncat/2\ncat/3\ndog/5\ndog/6\n",
+            "testlist01.txt": "cat/4\ndog/7\n",
+        },
+        BOTH,
+        "the split is that of a label file (testlist01.txt and trainlist01.txt)",
+    ),
+    (
+        "all held out",
+        "cat/1-3 dog/4-5",
+        {"test1.txt": "1\n2\n3\n", "test2.txt": "4\n5\n"},
+        TRAIN,
+        "split of 5 of 5 images (test1.txt and test2.txt): not used",
+    ),
+    (
+        "two Unicode forms",
+        "1-3",
+        {"x.csv": "image,label\n1.png,\u00e9\n2.png,e\u0301\n3.png,b\n"},
+        {"train": {"\u00e9": 2, "b": 1}},
+        SAID,
+    ),
+    (
+        "nothing left to train on",
+        "test/cat/1-2 val/1-3 4-5",
+        {
+            "x.csv": "image,split\ntest/cat/1.png,test\ntest/cat/2.png,test\n"
+            "val/1.png,test\nval/2.png,test\n4.png,train\n"
+        },
+        {"train": {None: 5}},
+        "split of 5 of 7 images (test and train): not used",
+    ),
+    (
+        "split of a few",
+        "cat/1-3 dog/1-2",
+        {"x.csv": "image,split\ncat/1.png,train\ncat/2.png,test\n"},
+        TRAIN,
+        "split of 2 of 5 images (test and train): not used",
+    ),
+    (
+        "list by class",
+        "1-5",
+        {"x.json": json.dumps({"cat": FIVE[:3], "dog": FIVE[3:], "made by": "me"})},
+        TRAIN,
+        SAID,
+    ),
+    (
+        "json below",
+        "1-5",
+        {"x.json": json.dumps({r["file_name"]: {"label": r["label"]} for r in ROWS})},
+        TRAIN,
+        SAID,
+    ),
+    ("json in a key", "1-5", {"x.json": json.dumps({"v": 1, "images": ROWS})}, TRAIN, SAID),
+    (
+        "Latin-1",
+        "1-5",
+        {"x.csv": table("image,label\n", "{n},caf\u00e9 {c}").encode("cp1252")},
+        {"train": {"caf\u00e9 cat": 3, "caf\u00e9 dog": 2}},
+        SAID,
+    ),
+    ("comment", "1-5", {"x.csv": "# mine\n" + table("image,label\n", "{n},{c}")}, TRAIN, SAID),
+    (
+        "case of names",
+        "IMG_1.PNG IMG_2.PNG IMG_3.PNG",
+        {"x.csv": "image,label\nimg_1.png,cat\nimg_2.png,cat\nimg_3.png,dog\n"},
+        {"train": {"cat": 2, "dog": 1}},
+        SAID,
+    ),
+    (
+        "007",
+        "1-5",
+        {"x.csv": table("image,label\n", "{n},{c}", labels=["007", "007", "NA", "NA", "NA"])},
+        {"train": {"007": 2, "NA": 3}},
+        SAID,
+    ),
+    (
+        "007 alone",
+        "1-5",
+        {"x.csv": table("image,label\n", "{n},{c}", labels=["007", "7", "7", "010", "010"])},
+        {"train": {"007": 1, "7": 2, "010": 2}},
+        SAID,
+    ),
+    (
+        "no label column",
+        "1-5",
+        {"x.csv": table("image,artist,style\n", "{n},x,{c}")},
+        {"train": {None: 5}},
+        "'x.csv' cannot be read (no column is named label: image, artist, style)",
+    ),
+    (
+        "names alone",
+        "train/1-5",
+        {"train.csv": "image,label\n" + CSV, "test.csv": "image\n1.png\n"},
+        TRAIN,
+        SAID + "train.csv",
+    ),
+    (
+        "sidecars",
+        "cat/1-3 dog/1-2",
+        {f"cat/{k}.png.json": '{"title": "x", "time": {"at": "1"}}' for k in (1, 2, 3)},
+        TRAIN,
+        None,
+    ),
     ("COCO", "1-5", {"train.json": json.dumps(COCO)}, TRAIN, SAID),
     (
         "several labels",
@@ -641,6 +853,14 @@ def test_label_files(here, kind, names, files, expected, words):
     source = opened(pack(here, kind, tree(names) | files))
     assert short_form(source) == expected
     assert (words or "") in source.unused and bool(words) == bool(source.unused)
+
+
+def test_stats_count_what_is_held_out(here, capsys):
+    write(here / "set", tree("train/cat/1-3 train/dog/1-2 test/cat/1 test/dog/1 test/cow/1"))
+    assert main(["set", "--stats", "--size", "8"]) is None
+    said = capsys.readouterr()
+    assert "5 images to train on, 2 held out\n" in said.out
+    assert "1 image of no class that is trained on is not used" in said.err
 
 
 def test_each_image_has_the_label_of_its_row(here):
@@ -868,6 +1088,24 @@ ARRAYS = [  # id, arrays, what comes out, words
     ),
     ("train", {"train": IMAGES, "test": TESTS}, {"train": {None: 5}, "test": {None: 2}}, None),
     ("X, y", {"X": IMAGES, "y": LABELS}, NUMBERED, None),
+    (
+        "camel",
+        {"trainX": IMAGES, "trainY": LABELS, "testX": TESTS, "testY": [0, 1]},
+        PARTS,
+        None,
+    ),
+    (
+        "train_set_x",
+        {
+            "train_set_x": IMAGES,
+            "train_set_y": LABELS,
+            "test_set_x": TESTS,
+            "test_set_y": [0, 1],
+            "list_classes": np.array([b"cat", b"dog"]),
+        },
+        BOTH,
+        None,
+    ),
     ("data", {"data": IMAGES, "target": LABELS}, NUMBERED, None),
     ("arr_0", {"arr_0": IMAGES, "arr_1": LABELS}, NUMBERED, None),
     ("one-hot", {"x": IMAGES, "y": np.eye(2)[LABELS]}, NUMBERED, None),
@@ -1101,6 +1339,15 @@ def test_archives_that_are_refused(here):
             InputError, match="is no folder, zip or .npz file, and no tar: unpack or convert it"
         ):
             opened(name)
+
+
+@pytest.mark.parametrize(
+    "kind, name",
+    [("zip", "x.tar"), ("tar", "x.zip"), ("tgz", "x.gz"), ("tar", "x"), ("zip", "x.jpg")],
+)
+def test_archives_with_another_suffix(here, kind, name):
+    os.rename(pack(here, kind, tree("cat/1-3 dog/1-2")), name)
+    assert short_form(opened(name)) == TRAIN
 
 
 @pytest.mark.parametrize("kind", ["tgz", "tar.bz2", "tar.xz"])

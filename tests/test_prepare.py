@@ -116,6 +116,13 @@ def test_values(here, capsys, case):
         assert not said
 
 
+def test_black_images_are_said(here, capsys):
+    black = Image.new("RGB", (16, 16), (15, 0, 9))
+    load(save(here / "photos", a_png=black, b_png=RAMP.astype(np.uint8), c_png=black), 16)
+    said = capsys.readouterr().err
+    assert "2 images are all but black; the first: a.png\n" in said and said.count("\n") == 1
+
+
 def test_brightness_stays_comparable(here, capsys):
     """One scale for the whole set, each kind of number apart; images of 8 bits stay as they are."""
     folder = save(

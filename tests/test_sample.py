@@ -287,6 +287,29 @@ def test_another_command_on_a_folder_is_refused(tiny, other, capsys):
     assert files(tiny / "images") == before
 
 
+def test_another_program_begins_the_folder_meanwhile(tiny, monkeypatch, capsys):
+    """Between the check and the first image, which may take a minute."""
+    script, _ = train("dcgan")
+    generate = script.generate
+
+    def slow(*given, **more):
+        (tiny / "images").mkdir()
+        (tiny / "images/made_by.json").write_text("another model")
+        return generate(*given, **more)
+
+    monkeypatch.setattr(script, "generate", slow)
+    assert "holds other files" in error_of(capsys, "r --count 2 --to images")
+    assert (tiny / "images/made_by.json").read_text() == "another model"
+    assert len(list((tiny / "images").iterdir())) == 1
+
+
+def test_a_picture_without_a_name(tiny):
+    """--to means a picture if it ends in .png."""
+    train("dcgan")
+    run("r --count 2 --to .png")
+    assert Image.open(".png").format == "PNG"
+
+
 def test_a_folder_of_other_files_is_left_alone(tiny, capsys):
     train("dcgan")
     (tiny / "photos").mkdir()

@@ -377,7 +377,7 @@ BAD = [
     ("--precision fp16", "invalid choice"),
     ("--seed 99999999999999", "below"),
     ("--data tiny.npz --batch 8 --width 99999999999", "is not a whole number"),
-    ("--data tiny.npz --batch 8 --width 1000000", "memory"),
+    ("--data tiny.npz --batch 8 --width 2000000000", "--width"),
     ("--data tiny.npz --batch 8 --preset PRESET --size 16 --eval-images 1", "needs 2 images"),
     ("--data tiny.npz --batch 8 --preset PRESET --size 16 --weights nofile", "'nofile'"),
     ("--resume r/last.pt", "takes a run directory: --resume r\n"),

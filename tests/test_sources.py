@@ -547,3 +547,12 @@ def test_bad_data_is_one_line(here, name, content, words):
         prepared(name)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not list(here.glob("out*"))
+
+
+def test_a_tilde_that_the_shell_left():
+    """bash does not expand --data=~/photos."""
+    parser = sources.new_parser("x.py", "title")
+    parser.add_argument("--data")
+    home = os.path.expanduser("~")
+    assert parser.parse_args(["--data=~/photos"]).data == os.path.join(home, "photos")
+    assert parser.parse_args(["--data=~photos"]).data == "~photos"

@@ -121,14 +121,15 @@ def test_update_ema():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     ema = copy.deepcopy(model)
     expected = [p.detach().clone() for p in ema.parameters()]
-    for _ in range(3):
+    for step in range(3):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
         model(torch.randn(8, 3))
-        training.update_ema(ema, model, 0.9)
+        training.update_ema(ema, model, training.ema_decay(0.2, step, "cpu"))
+        decay = [0.1, 2 / 11, 0.2][step]  # 3 / 12 is more than 0.2
         expected = [
-            0.9 * old + 0.1 * new.detach()
+            decay * old + (1 - decay) * new.detach()
             for old, new in zip(expected, model.parameters(), strict=True)
         ]
     for average, value in zip(ema.parameters(), expected, strict=True):

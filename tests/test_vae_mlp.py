@@ -217,9 +217,10 @@ def textbook(script, args):
         model.zero_grad()
         (nats + ramp * args.kl_weight * kl).backward()
         optimizer.step()
+        decay = min(args.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             for ours, theirs in zip(average, model.parameters(), strict=True):
-                ours.copy_(args.ema * ours + (1 - args.ema) * theirs)
+                ours.copy_(decay * ours + (1 - decay) * theirs)
         losses.append([nats.item(), kl.item()])
     return losses, start, [list(model.parameters()), average], model
 

@@ -309,8 +309,9 @@ def textbook(args, steps):
         opt_g.zero_grad()
         loss_g.backward()
         opt_g.step()
+        decay = min(args.ema, (1 + step) / (10 + step))
         for ours, theirs in zip(ema.parameters(), generator.parameters(), strict=True):
-            ours.data = args.ema * ours.data + (1 - args.ema) * theirs.data
+            ours.data = decay * ours.data + (1 - decay) * theirs.data
     losses = {"loss_critic": loss + args.penalty_weight * penalty, "loss_g": loss_g}
     losses |= {"wasserstein": -loss, "penalty": penalty, "gradient_norm": lengths.mean()}
     models = {"generator": generator, "critic": critic, "ema": ema}
