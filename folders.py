@@ -87,7 +87,12 @@ def folder_source(path):
     def open_file(i):
         return open(path / names[i], "rb")
 
-    return stamp, lambda: files_source(names, open_file, path, notes)
+    def image_path(i):
+        if files[names[i]].st_size > 5 * MAX_FILE:  # a sparse file may say that it is endless
+            raise ValueError(f"{files[names[i]].st_size} bytes")
+        return path / names[i]
+
+    return stamp, lambda: files_source(names, open_file, image_path, path, notes)
 
 
 def suffix(name):
@@ -252,11 +257,18 @@ def archive_source(members, open_member, path, notes):
             raise ValueError(f"{size} bytes unpacked")
         return open_member(member)
 
-    return files_source(names, open_file, path, notes)
+    def packed_image(i):
+        with open_file(i) as file:
+            return io.BytesIO(file.read())
+
+    return files_source(names, open_file, packed_image, path, notes)
 
 
-def files_source(names, open_file, path, notes):
-    """The files of a folder or an archive -> Source. open_file: index -> binary file."""
+def files_source(names, open_file, open_image, path, notes):
+    """The files of a folder or an archive -> Source.
+
+    open_file: index -> binary file; open_image: index -> what Pillow opens and closes.
+    """
     images = []
     others = {}  # suffix: names
     folders = set()
@@ -291,9 +303,7 @@ def files_source(names, open_file, path, notes):
             notes.append(f"'{printable(name)}' cannot be read ({printable(short(error))})")
 
     def read(i):
-        with open_file(images[i]) as file:
-            content = file.read(5 * MAX_FILE)  # a sparse file may say that it is endless
-        return Image.open(io.BytesIO(content), formats=FORMATS)
+        return Image.open(open_image(images[i]), formats=FORMATS)
 
     return from_files(image_names, read, path, tables, notes)
 

@@ -23,7 +23,7 @@ BUDGETS = {  # file: the most code lines
     "training.py": 735,
     "datasets.py": 510,
     "sources.py": 676,
-    "folders.py": 561,
+    "folders.py": 566,
     "downloads.py": 300,
     "analysis.py": 200,
     "metrics.py": 847,

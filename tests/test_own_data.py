@@ -935,7 +935,7 @@ def test_an_endless_file_is_not_read_to_its_end(here, monkeypatch):
         file.write(PNG[:40])
         file.truncate(10**13)
     monkeypatch.setattr(folders, "MAX_FILE", 10**5)
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="10000000000000 bytes"):
         opened(here).read(0).load()
 
 
