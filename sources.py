@@ -397,7 +397,9 @@ def parse_log(path):
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     *lines, cut = text.split("\n")  # not csv: a lone quotation mark would swallow what follows
     damaged = int(cut != "")
-    columns = lines[0].split(",") if lines else []
+    names = lines[0].split(",") if lines else []
+    # a damaged name must come back as it was written, so it gets no quotation marks
+    columns = [re.sub(r"[^\w.-]", "_", name.strip()) for name in names]
     for line in lines[1:]:
         cells = line.split(",")
         row = dict(zip(columns, cells, strict=False))

@@ -301,6 +301,15 @@ def test_folder_zip_and_npz_agree(here):
     assert np.array_equal(pixels[0], crop.transpose(2, 0, 1))
 
 
+def test_a_damaged_header_of_a_log(here):
+    path = here / "log.csv"
+    path.write_text('step,"sec:""\x18\ufffd"\n1,2\n', encoding="utf-8")
+    for step in (2, 3):
+        sources.Log(path, step).write([{"step": step, "loss": 7}])
+    assert [row["step"] for row in sources.read_log(path)] == ["1", "2", "3"]
+    assert {row["loss"] for row in sources.read_log(path)} == {"", "7"}
+
+
 def test_splits_and_classes(here):
     def about(folder, *names):
         info = prepared(make_folder(here / folder, names))[1]
