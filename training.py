@@ -119,10 +119,11 @@ def parse(parser, presets, script, may_change, argv=None):
     parser.set_defaults(**defaults | settings)
     args = parser.parse_args(argv)
     args.resume = run_directory
-    if "out" in typed and RANK == 0 and not args.dry_run:
-        sources.check_new_directory(args.out, KILLED_EARLY)
-    elif RANK == 0 and not args.dry_run:
-        sources.check_output((run_directory or Path("runs/new")) / "last.pt")
+    if RANK == 0 and not args.dry_run:
+        if "out" in typed:
+            sources.check_new_directory(args.out, KILLED_EARLY)
+        else:
+            sources.check_output((run_directory or Path("runs/new")) / "last.pt")
     measured = args.eval_images and (args.eval_every or "report" in presets.get(args.preset, {}))
     if typed.keys() & {"dims", "weights"} and not measured:
         print("note: --dims and --weights do nothing here: nothing is measured", file=sys.stderr)
@@ -897,12 +898,18 @@ def finished_step(path):
 
 
 def all_finite(tree):
-    """Whether all tensors in nested dicts and lists are finite."""
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    if isinstance(tree, (list, tuple)):
-        return all(all_finite(branch) for branch in tree)
-    return not isinstance(tree, torch.Tensor) or bool(tree.isfinite().all())
+    """Whether all tensors in nested dicts and lists are finite. Waits once for each device."""
+    flags = {}  # device -> a flag for each of its tensors
+    branches = [tree]
+    while branches:
+        branch = branches.pop()
+        if isinstance(branch, dict):
+            branches += branch.values()
+        elif isinstance(branch, (list, tuple)):
+            branches += branch
+        elif isinstance(branch, torch.Tensor):
+            flags.setdefault(branch.device, []).append(branch.isfinite().all())
+    return all(torch.stack(same).all() for same in flags.values())
 
 
 def restore_optimizer(optimizer, state):
@@ -1007,19 +1014,15 @@ def weights_used(checkpoint, weights="ema"):
     return f"{words} at step {checkpoint['step']}"
 
 
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
 @contextlib.contextmanager
 def fits(script):
     """Turn what happens when a checkpoint does not fit the networks of its script into one line."""
     try:
         yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as problem:
+    except MISFITS as problem:
         nonsense = isinstance(problem, ArithmeticError) or "negative" in str(problem)
         if out_of_memory(problem) and not nonsense:
             raise

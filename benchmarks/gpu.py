@@ -54,6 +54,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -379,8 +380,6 @@ def quality(setup, part, script, checkpoint):
 
 def write_npz(path, images):
     """Generated images as an .npz that metrics.py reads."""
-    import numpy as np
-
     buffer = io.BytesIO()
     np.savez_compressed(buffer, images=images.permute(0, 2, 3, 1).numpy())
     write_bytes(path, buffer.getvalue())

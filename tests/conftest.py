@@ -142,3 +142,17 @@ def program(folder, *arguments, **environment):
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def at_step(monkeypatch, step, action):
+    """Call action() when a run has counted this step."""
+    import training
+
+    count = training.Run.count
+
+    def counted(self, **losses):
+        count(self, **losses)
+        if self.step == step:
+            action()
+
+    monkeypatch.setattr(training.Run, "count", counted)

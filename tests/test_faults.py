@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import at_step
 from PIL import Image
 
 import augment
@@ -40,18 +41,6 @@ PLOTS = report.report
 def run(name, *flags):
     """The program in this process; bad input ends in SystemExit, as in its own process."""
     run_program(functools.partial(training.load_script(name).main, [*flags]))
-
-
-def at_step(patch, step, action):
-    """Call action() when a run has counted this step."""
-    count = training.Run.count
-
-    def counted(self, **losses):
-        count(self, **losses)
-        if self.step == step:
-            action()
-
-    patch.setattr(training.Run, "count", counted)
 
 
 def stopped(name, out, step=5):

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, program
+from conftest import ROOT, at_step, program
 from PIL import Image
 
 import datasets
@@ -103,18 +103,6 @@ def log(run_directory):
     """The rows of log.csv without what depends on the clock."""
     rows = read_log(datasets.Path(run_directory) / "log.csv")
     return [{k: v for k, v in row.items() if k not in ("seconds", "img_per_s")} for row in rows]
-
-
-def at_step(monkeypatch, step, action):
-    """Call action() when a run has counted this step."""
-    count = training.Run.count
-
-    def counted(self, **losses):
-        count(self, **losses)
-        if self.step == step:
-            action()
-
-    monkeypatch.setattr(training.Run, "count", counted)
 
 
 # ----------------------------------------------------------------------------------------- resume
