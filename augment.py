@@ -4,9 +4,9 @@
 # ///
 """augment.py: does it help a classifier to enlarge a small labelled data set with generated images?
 
-    python augment.py --data mnist --per-class 20 50 --width 16    # 45 minutes on two cores
-    python augment.py --data cifar10 --add 50 200 1000 --subsets 3    # a curve; hours, or a GPU
-    python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # another curve
+    python augment.py --data mnist --per-class 20 50 --width 16    # 50 minutes on two cores
+    python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # a learning curve
+    python augment.py --data cifar10 --add 50 200 1000 --subsets 3    # how many to add? on a GPU
     python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1
     python augment.py --resume runs/augment-mnist-1                # go on after Ctrl-C
 
@@ -24,9 +24,9 @@ ResNet-18 (He et al. 2016, 1512.03385) is trained in four ways:
 
 A batch is drawn from the union of both sets, each image equally likely, so --add counts. With
 --mix half, half of each batch is generated, whatever --add is. Each way has the same number of
-optimizer steps and the same batch, once for each seed. Accuracy, and precision and recall averaged
-over the classes, are measured on real images that neither the classifier nor the generator has
-seen.
+optimizer steps and the same batch, once for each of --seeds seeds. Accuracy, and precision and
+recall averaged over the classes, are measured on real images that neither the classifier nor the
+generator has seen.
 
 Scores with and without generated images are compared in pairs by Student's paired t-test, with
 Holm's correction for all comparisons in the table. With one subset, a pair is two trainings with
@@ -104,15 +104,15 @@ def flags_parser():
     add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint [%(default)s]")
     add("--generator-flags", type=str, default="", help="as in --generator-flags='--steps 900'")
     add("--add", type=some, nargs="+", default=[200], help="generated images of a class [200]")
-    add("--mix", choices=["union", "half"], default="union", help="see above [%(default)s]")
+    add("--mix", choices=["union", "half"], default="union", help="see below [union]")
     add("--subsets", type=number(int, 1, 10**4), default=1, help="draws of the small set [1]")
     add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
-    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings on each [5]")
+    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
     add("--steps", type=some, default=500, help="optimizer steps of a classifier [%(default)s]")
     add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
     add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet [64]")
     add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
-    add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: no FID")
+    add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: none [1000]")
     add("--dims", type=int, choices=training.DIMS, default=768, help="features of FID [768]")
     add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
