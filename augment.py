@@ -125,7 +125,8 @@ def parse_args(argv=None):
     parser = flags_parser()
     args = parser.parse_args(argv)
     typed = [word for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")]
-    other = [word for word in typed if word.split("=")[0] not in ("--resume", "--device")]
+    may_change = ("--resume", "--device", "--weights")
+    other = [word for word in typed if word.split("=")[0] not in may_change]
     if args.resume and other:
         parser.error(f"--resume goes on as the run began: leave out {other[0]}")
     if not args.resume and not args.data:
@@ -287,10 +288,9 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
         ranges = [(0, len(real.images)), (len(real.images), len(images))]
     count = args.batch // len(ranges)
     channels, size = images.shape[1:3]
-    classes = len(test.classes)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network = resnet18(channels, classes, size, args.width)
+        network = resnet18(channels, len(test.classes), size, args.width)
         network.to(device, memory_format=layout(device)).train()
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
         cycle = torch.optim.lr_scheduler.OneCycleLR
@@ -317,7 +317,7 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
         for part in test.images.split(500):
             logits = network(datasets.from_uint8(part.to(device)))
             predicted.append(logits.argmax(1).cpu())
-    return scores(test.labels, torch.cat(predicted), classes)
+    return scores(test.labels, torch.cat(predicted), len(test.classes))
 
 
 # ------------------------------------------------------------------------------------ the generator
@@ -707,7 +707,7 @@ def resumed(args):
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         words = "is no run of augment.py (settings.json is missing or damaged)"
         raise InputError(f"'{args.resume}' {words}") from None
-    flags["resume"] = args.resume
+    flags |= {"resume": args.resume, "weights": args.weights or flags["weights"]}
     if args.device != "auto":
         flags["device"] = args.device
     return argparse.Namespace(**flags, fingerprint=args.fingerprint)
@@ -744,7 +744,7 @@ def main(argv=None):
         raise InputError("--subsets: all hold every training image: take a smaller --per-class")
     if args.generator not in GENERATORS:
         check_knows_classes(training.read_checkpoint(args.generator), args.generator)
-    if args.weights and args.eval_images and not args.resume:
+    if args.weights and args.eval_images:
         metrics.load_weights(args.weights)
     if args.resume:
         folder = Path(args.resume)

@@ -481,21 +481,28 @@ def test_fid_of_the_generated_images(quick, monkeypatch):
 
 def test_fid_with_weights(quick, small_weights, monkeypatch):
     """They end before 768 features, and the table says so. A second time costs no features."""
-    run(*quick, "--weights", str(small_weights), "--eval-images", "6", "--out", "r")
+    run(*quick, "--eval-images", "6", "--out", "r")
+    assert "not measured here: FID (could not download" in "\n".join(table_of("r"))
+    given = ["--resume", "r", "--weights", str(small_weights)]
+    run(*given)
     text = "\n".join(table_of("r"))
     assert "| 4 | 0 | FID-192, 6 images | " in text and "lacks Mixed" in text
     assert "FID-192: 192-d FID Inception features" in text
     assert "against 6 held-out images of x, each class equally often" in text
     monkeypatch.setattr(inception, "features", None)
-    run("--resume", "r")
+    run(*given)
     assert "\n".join(table_of("r")) == text
 
 
 @pytest.mark.parametrize("images", [0, 2])
-def test_without_fid(quick, images, monkeypatch):
+def test_without_fid(data, images, monkeypatch):
+    """Of three classes, 2 images are too few. Nobody looks for weights then."""
     monkeypatch.setattr(metrics, "reachable", None)
-    run(*quick, "--eval-images", str(images), "--out", "r")
-    assert "not measured here: FID (too few held-out images" in "\n".join(table_of("r"))
+    args = augment.parse_args([*GIVEN, "--eval-images", str(images)])
+    test = load("x.npz", 16, "test")
+    measured = augment.measured_fids(args, test, test, test, "cpu")
+    text = augment.fid_table({(4, 0): measured})
+    assert text.startswith("not measured here: FID (too few held-out images")
 
 
 def test_a_run_of_the_previous_layout(quick, capsys):
@@ -748,7 +755,8 @@ def test_data_without_a_split(data):
      ("--data x.npz --per-class 4 --out x.npz", "not empty"),
      ("--data absent --out x.npz", "not empty"), ("--data absent --out x.npz/r", "is a file"),
      ("--data x.npz --width 99999", "below 1025"), ("--data=", "--data: is empty"),
-     ("--resume=", "--resume: is empty"), ("--data x.npz --out=", "--out: is empty"),
+     ("--resume=", "--resume: is empty"), ("--resume a --dims 64", "leave out --dims"),
+     ("--data x.npz --out=", "--out: is empty"),
      ("--resume pipe", "no run of augment.py"),
      ("--data x.npz --device cuda:7", "no device")],
 )  # fmt: skip
