@@ -4,7 +4,7 @@
 # ///
 """augment.py: does it help a classifier to enlarge a small labelled data set with generated images?
 
-    python augment.py --data mnist --per-class 20 50 --width 16    # 50 minutes on two cores
+    python augment.py --data mnist --per-class 20 50 --width 16    # an hour or two on two cores
     python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # a learning curve
     python augment.py --data cifar10 --add 50 200 1000 --subsets 3    # how many to add? on a GPU
     python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1
@@ -39,8 +39,9 @@ S - 1 degrees of freedom. Its error covers every choice that differs from subset
 generator and classifier (Bouthillier et al. 2021, 2103.03098, say why all of them should).
 
 The table also has the FID of the generated images against real images that no generator has seen,
-next to that of the subset itself and of other real images: see metrics.py. The run directory gets
-table.md with the verdicts, curve.png, results.csv, the generated images next to real ones, the
+next to that of the subset itself and of other real images: see metrics.py. Without the weights of
+FID's network all else goes on; `--resume DIR --weights FILE` measures FID later. The run directory
+gets table.md with the verdicts, curve.png, results.csv, the generated images next to real ones, the
 subsets and the generators.
 
 Report R4 proposed this and did not carry it out.
