@@ -89,7 +89,7 @@ from sources import (
 )
 
 ARMS = ("real", "real+classical", "real+generated", "real+both")
-COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77")
+STYLES = ("C7o-", "C0o-", "C1s--", "C2s--")  # of matplotlib: color, marker, line
 PAIRS = {"real+generated": "real", "real+both": "real+classical"}  # with generated images: without
 SCORES = ("accuracy", "precision", "recall")
 GENERATORS = ("ddpm", "cgan", "cvae")
@@ -587,8 +587,8 @@ def verdict(results, args, name, tested):
     uncertain = 100 * math.sqrt(accuracy * (1 - accuracy) / tested)
     lines.append(
         f"Of {len(tests)} comparisons {helps} show{'s' if helps == 1 else ''} that it helps, "
-        f"{hurts} that it hurts, {len(tests) - helps - hurts} neither (p after Holm). The same "
-        f"{tested:,} test images in all leave any accuracy uncertain by {uncertain:.1f} points."
+        f"{hurts} that it hurts, {len(tests) - helps - hurts} neither (p after Holm). "
+        f"All share {tested:,} test images, so any accuracy is uncertain by {uncertain:.1f} points."
     )
     return lines
 
@@ -648,20 +648,20 @@ def draw_curve(results, args, path, title):
     figure = Figure(figsize=(7, 4.5 * len(panels)), dpi=110, layout="constrained")
     axes = figure.subplots(len(panels), sharey=True, squeeze=False)
     for axis, (words, label, places) in zip(axes.flat, panels, strict=True):
-        for arm, color in zip(ARMS, COLORS, strict=True):
+        for i, arm in enumerate(ARMS):
             points = []
             for count, added in places.values():
                 values = results[count, added if arm in PAIRS else 0, arm]["accuracy"]
                 points.append(mean_and_error([100 * value for value in values]))
             means, errors = zip(*points, strict=True)
-            style = "s--" if arm in PAIRS else "o-"
-            axis.errorbar(list(places), means, errors, color=color, fmt=style, capsize=3, label=arm)
+            xs = [x * (0.97 + 0.02 * i) for x in places]  # error bars must not hide each other
+            axis.errorbar(xs, means, errors, fmt=STYLES[i], capsize=3, label=arm)
         axis.set(xscale="log", xlabel=label, ylabel="accuracy on held-out real images, %")
         axis.set_xticks(list(places), [str(x) for x in places])
         axis.minorticks_off()
         axis.set_title(f"{title}, {words}", fontsize=11, parse_math=False)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
