@@ -118,12 +118,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
-}  # fmt: skip
-
 LIKELIHOODS = ["bernoulli", "gaussian", "sigma"]
 EMBEDDING = 128  # length of the embedding of a class
 TEST_COLUMNS = ("loss_recon_test", "loss_kl_test", "loss_bound_test", "mse_test")  # of log.csv
@@ -144,7 +138,7 @@ def parse_args(argv=None):
     add("--balance", action="store_true", help="draw every class equally often")
     add("--hold-out", type=count, default=0, help="for data without a test split [%(default)s]")
     training.add_run_flags(parser, PRESETS)
-    return training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+    return training.parse(parser, PRESETS, SCRIPT, argv)
 
 
 # ---------------------------------------------------------------------------------------- network
@@ -491,11 +485,14 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, cvae))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -521,21 +518,20 @@ def main(argv=None):
             images, labels = next(batches)
             reconstruction, kl, bound, mse = step(images, labels, kl_weight)
             if args.ema > 0:
-                decay = training.ema_decay(args.ema, run.step, device)
-                ema_step(decay)
+                ema_step(training.ema_decay(args.ema, run.step, device))
             run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
                 scores = metrics.curve(
                     reference.choose, fake, **measured, real_words=reference.words
                 )
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
                 if held_out is not None and run.is_main:
                     run.wait()
                     _, means = measure(sampler, datasets.pick(held_out, slice(500)))
@@ -544,6 +540,8 @@ def main(argv=None):
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("cvae")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -551,11 +549,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 real_words=reference.words,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,

@@ -130,8 +130,7 @@ def load(name_or_path, size, split="train"):
     if data.held_out:
         rows = torch.tensor(info["split"]).eq(split == "test").nonzero()[:, 0]
     else:
-        count = max(len(images) // 10, min(len(images), 2000))
-        rows = shuffled(len(images), 0)[:count].sort().values
+        rows = test_rows(len(images))
     if len(rows) == 0:
         raise InputError(f"'{printable(name_or_path)}' has no image in its split '{split}'")
     return pick(data, rows)
@@ -249,34 +248,55 @@ def measured_on(train, held_out):
 
 
 class Reference(NamedTuple):
-    """Two disjoint sets of real images, so that best.pt is never measured on what chose it."""
+    """Real images for the numbers of a run, each uint8 (n, C, H, W)."""
 
-    choose: torch.Tensor  # uint8 (n, C, H, W): chooses best.pt
-    judge: torch.Tensor  # uint8 (n, C, H, W): gives the final numbers
-    words: str
+    choose: torch.Tensor  # for the curve; these choose best.pt
+    judge: torch.Tensor  # for the final numbers of last.pt, which nothing has chosen
+    floor: torch.Tensor  # others, to be compared with `judge`
+    words: str  # what `choose` and `judge` are
 
 
-def reference_images(name_or_path, size, held_out, count):
-    """At most `count` real images on each side: the two halves of the held-out images, in random
-    order. Where held_out is None, the halves of split "test", a fixed random part of all images.
+def reference_images(train, held_out, count):
+    """At most `count` images for each purpose: `choose` is from half of the held-out images, and
+    `judge` from all of them; `floor` is of training images. train, held_out: of load_parts.
 
-    Raises InputError if a side has fewer than 2 images.
+    Where nothing is held out, a fixed random part of the training images takes their place: that of
+    split "test". If too few others are left for `floor`, `judge` is from the other half only, and
+    `floor` is `choose`. Raises InputError if an evaluation has fewer than 2 images.
     """
+    pool = held_out
+    words = "held-out images"
+    others = torch.ones(len(train.images), dtype=torch.bool)
     if held_out is None:
-        pool = load(name_or_path, size, "test")
+        rows = test_rows(len(train.images))
+        pool = pick(train, rows)
         words = "training images (the data have no held-out split)"
-    else:
-        pool = held_out
-        words = "held-out images"
+        others[rows] = False
     order = shuffled(len(pool.images), 0)
     choose = pool.images[order[0::2][:count]]
-    judge = pool.images[order[1::2][:count]]
+    judge = pool.images[order[:count]]
+    others = others.nonzero()[:, 0]
+    floor = train.images[others[shuffled(len(others), 1)[: len(judge)]]]
+    if len(floor) < len(judge):
+        judge = pool.images[order[1::2][:count]]
+        floor = choose
     if min(len(choose), len(judge)) < 2:
         raise InputError(
             "an evaluation needs 2 images on each side: "
             "see --eval-images (0: none) and the test split"
         )
-    return Reference(choose, judge, f"{words} of {pool.name}")
+    return Reference(choose, judge, floor, f"{words} of {pool.name}")
+
+
+def test_rows(count):
+    """The fixed random part of a set without a split that stands for its split "test"."""
+    return shuffled(count, 0)[: max(count // 10, min(count, 2000))].sort().values
+
+
+def image_hashes(images):
+    """A hash of the bytes of each image: uint8 (N, C, H, W) -> int64 (N,)."""
+    digests = [hashlib.blake2b(image, digest_size=8).digest() for image in images.numpy().copy()]
+    return torch.from_numpy(np.frombuffer(b"".join(digests), np.int64).copy())
 
 
 def require_labels(data, source):

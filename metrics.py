@@ -1087,14 +1087,20 @@ def write_result(run, values, preset):
     """
     report = preset["report"]
     changed = training.changed_flags(run.args, preset)
+    comparable = not changed.keys() & training.COMPARABLE
+    words = " ".join(training.flag_words(changed))
     result = {"values": values, "report": report, "weights": run.weights_words()}
-    result |= {"changed": changed, "step": run.step}
+    result |= {"changed": words, "comparable": comparable, "step": run.step}
     write_text(run.path / "metrics.json", json.dumps(result, indent=1))
     name = run.args.preset
     if changed:
-        print(f"\nnot quite the preset {name}: {changed}")
-    print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
-    print(table(values, report))
+        print(f"\nnot quite the preset {name}: {printable(words, 1000)}")
+    if comparable:
+        print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+        print(table(values, report))
+    else:
+        print("so its numbers do not compare with the report's\n")
+        print(table(values))
 
 
 # ---------------------------------------------------------------------------------- command line

@@ -1,5 +1,6 @@
 """datasets.py: a set comes out as one tensor, prepared once, and in batches of a seeded order."""
 
+import hashlib
 import math
 import os
 import re
@@ -254,21 +255,58 @@ def test_held_out_images_are_no_training_images(here):
         load_parts("x.npz", 8, 30)
 
 
-def test_reference_images_are_disjoint_halves(here):
+def test_reference_images(here):
+    """Half of the held-out images choose; all judge; other real images are the floor."""
+    train = numbered(50)._replace(images=numbered(100).images[50:], name="x")
     held_out = numbered(41)._replace(name="x")
-    reference = datasets.reference_images("", 8, held_out, 30)
-    choose, judge = numbers(reference.choose), numbers(reference.judge)
-    assert sorted(choose + judge) == list(range(41)) and choose != sorted(choose)
+    reference = datasets.reference_images(train, held_out, 50)
+    choose, judge, floor = map(numbers, reference[:3])
+    assert len(choose) == len(set(choose)) == 21 and set(choose) < set(judge)
+    assert sorted(judge) == list(range(41)) != judge
+    assert len(floor) == len(set(floor)) == 41 and min(floor) >= 50
     assert reference.words == "held-out images of x"
-    few = datasets.reference_images("", 8, held_out, 5)
-    assert numbers(few.choose) == choose[:5] and numbers(few.judge) == judge[:5]
-    np.savez("x.npz", images=numbered(50).images.numpy()[:, 0])
-    reference = datasets.reference_images("x.npz", 8, None, 10)
-    assert len(set(numbers(reference.choose) + numbers(reference.judge))) == 20
-    assert reference.words.startswith("training images (") and reference.words.endswith(" of x")
-    for data, count in ((numbered(3), 10), (numbered(50), 1)):
+    few = datasets.reference_images(train, held_out, 5)
+    assert numbers(few.choose) == choose[:5]
+    assert numbers(few.judge) == judge[:5] and numbers(few.floor) == floor[:5]
+    for data, count in ((numbered(2), 10), (numbered(50), 1)):
         with pytest.raises(InputError, match="needs 2 images on each side"):
-            datasets.reference_images("", 8, data, count)
+            datasets.reference_images(train, data, count)
+
+
+def test_reference_images_without_held_out_ones(here, monkeypatch):
+    monkeypatch.setattr(datasets, "test_rows", lambda count: torch.arange(0, count, 2)[:20])
+    reference = datasets.reference_images(numbered(50)._replace(name="x"), None, 100)
+    choose, judge, floor = map(numbers, reference[:3])
+    assert len(choose) == 10 and set(choose) < set(judge) == set(range(0, 40, 2))
+    assert len(floor) == 20 and not set(floor) & set(range(0, 40, 2))
+    assert reference.words == "training images (the data have no held-out split) of x"
+    # too few others: two halves, and those that choose are the floor of the others
+    reference = datasets.reference_images(numbered(39), None, 100)
+    assert numbers(reference.floor) == numbers(reference.choose)
+    both = numbers(reference.choose) + numbers(reference.judge)
+    assert sorted(both) == list(range(0, 39, 2))
+
+
+def test_the_fixed_part_that_stands_for_split_test(here):
+    np.savez("x.npz", images=numbered(50).images.numpy()[:, 0])
+    data = datasets.load("x.npz", 8)
+    test = datasets.load("x.npz", 8, "test")
+    assert torch.equal(test.images, data.images[datasets.test_rows(50)])
+    for count, size in ((1000, 1000), (3000, 2000), (30_000, 3000)):
+        rows = datasets.test_rows(count)
+        assert len(rows) == len(set(rows.tolist())) == size and rows.tolist() == sorted(rows)
+
+
+def test_image_hashes():
+    images = numbered(9).images
+    hashes = datasets.image_hashes(images)
+    assert hashes.dtype == torch.int64 and len(set(hashes.tolist())) == 9
+    order = torch.tensor([3, 3, 0])
+    assert torch.equal(datasets.image_hashes(images[order]), hashes[order])
+    strided = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(datasets.image_hashes(strided), hashes)
+    by_hand = hashlib.blake2b(images[0].numpy().tobytes(), digest_size=8).digest()
+    assert int(hashes[0]) == int.from_bytes(by_hand, sys.byteorder, signed=True)
 
 
 def test_labels_that_a_conditional_model_needs():

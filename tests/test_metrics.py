@@ -750,18 +750,27 @@ def test_format_value_and_table():
 
 
 def test_write_result(tmp_path, capsys):
-    preset = {"batch": 64, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    preset = {"batch": 64, "steps": 900, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    defaults = {"batch": 128, "steps": None, "epochs": 50, "ema": 0.0, "out": None}
     values = [{"name": "FID", "value": 3.25, "real": None, "protocol": "how"}]
     run = types.SimpleNamespace(path=tmp_path, step=5, weights_words=lambda: "plain weights")
-    for batch, changed in (64, ""), (32, "--batch 32"):
-        run.args = argparse.Namespace(preset="food", batch=batch)
+    for flags, changed, comparable in (
+        ({}, "", True),
+        ({"out": "elsewhere"}, "", True),
+        ({"batch": 32, "ema": 0.5}, "--batch=32 --ema=0.5", True),
+        ({"steps": 2}, "--steps=2", False),
+    ):
+        flags = defaults | {"preset": "food", "batch": 64, "steps": 900} | flags
+        run.args = argparse.Namespace(**flags, defaults=defaults)
         metrics.write_result(run, values, preset)
         result = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         expected = {"values": values, "report": preset["report"], "weights": "plain weights"}
-        assert result == {**expected, "changed": changed, "step": 5}
+        assert result == {**expected, "changed": changed, "comparable": comparable, "step": 5}
         out = capsys.readouterr().out
-        assert ("not quite the preset food: --batch 32" in out) == bool(changed)
-        assert "2,020 images" in out and "3.25    (report: 110.56)" in out
+        assert "3.25" in out
+        assert ("not quite the preset food: " + changed in out) == bool(changed)
+        assert ("(report: 110.56)" in out) == ("2,020 images" in out) == comparable
+        assert ("do not compare with the report's" in out) != comparable
 
 
 # ---------------------------------------------------------------------------------- command line

@@ -525,6 +525,23 @@ def test_best_is_the_lowest_fid(tiny, name, monkeypatch):
 
 
 @every_script
+def test_a_preset_of_a_report_measures_a_curve(tiny, name, monkeypatch):
+    """20 times, but at least 100 steps apart, unless the preset or the command line says more."""
+    script = training.load_script(name)
+    monkeypatch.setattr(metrics, "usable_dims", lambda dims, weights: (None, dims))
+    monkeypatch.setattr(metrics, "curve", lambda *_, **__: {"fid_768": 1.0})
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: [])
+    monkeypatch.setattr(metrics, "conditional", lambda *_, **__: [])
+    common = [*TINY, "--preset", PRESET[name], "--eval-images", "10"]
+    run(name, *common, "--steps", "105", "--out", "r")
+    points = [105] if script.PRESETS[PRESET[name]].get("eval_every") else [100, 105]
+    assert [int(row["step"]) for row in log("r") if row["fid_768"]] == points
+    run(name, *common, "--steps", "2", "--eval-every", "0", "--out", "never")
+    assert "fid_768" not in log("never")[-1]
+    assert (tiny / "never/metrics.json").exists()
+
+
+@every_script
 def test_measuring_does_not_change_training(tiny, name, monkeypatch):
     monkeypatch.setattr(metrics, "usable_dims", lambda dims, weights: (None, dims))
     monkeypatch.setattr(metrics, "curve", lambda *_, **__: {})
@@ -549,6 +566,26 @@ def test_flags_that_no_evaluation_reads(tiny, capsys):
 
 
 # ------------------------------------------------------------------------------- a trained model
+
+
+@every_script
+def test_kept_weights_make_the_images_of_their_step(tiny, name):
+    train(name, "--steps", "4", "--keep-every", "2", "--out", "r")
+    assert sorted(path.name for path in (tiny / "r/kept").iterdir()) == ["000002.pt", "000004.pt"]
+    train(name, "--steps", "2", "--out", "half")
+    for kept, whole in (("r/kept/000002.pt", "half"), ("r/kept/000004.pt", "r")):
+        checkpoint = read_checkpoint(kept)
+        assert len(checkpoint["models"]) == 2 and checkpoint["optimizers"] == {}
+        script, model = training.open_model(checkpoint)
+        _, expected = training.open_model(read_checkpoint(whole))
+        assert torch.equal(script.generate(model, 9, 1), script.generate(expected, 9, 1))
+    run(name, "--resume", "r", "--steps", "6", "--keep-every", "3")
+    assert (tiny / "r/kept/000006.pt").exists() and not (tiny / "r/kept/000003.pt").exists()
+
+
+def test_kept_weights_cannot_be_resumed(tiny, capsys):
+    train("dcgan", "--steps", "1", "--keep-every", "1", "--out", "r")
+    assert "takes a run directory" in error_of(capsys, "dcgan", "--resume", "r/kept/000001.pt")
 
 
 @every_script
