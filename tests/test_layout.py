@@ -26,7 +26,7 @@ BUDGETS = {  # file: the most code lines
     "folders.py": 566,
     "downloads.py": 300,
     "analysis.py": 200,
-    "metrics.py": 847,
+    "metrics.py": 885,
     "inception.py": 260,
     "sample.py": 245,
     "report.py": 800,

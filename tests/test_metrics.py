@@ -331,7 +331,7 @@ def test_prdc_of_known_cases():
         metrics.prdc(x[:5], x)
 
 
-# --------------------------------------------------------------------------------------- MS-SSIM
+# ------------------------------------------------------------------------------ SSIM and MS-SSIM
 
 
 def related(n, size, channels=3, noise=60):
@@ -342,20 +342,12 @@ def related(n, size, channels=3, noise=60):
     return coarse.byte(), other.clamp(0, 255).byte()
 
 
-def ssim(a, b):
-    """The SSIM of pairs, from the parts of MS-SSIM: one level, with the luminance."""
-    size = metrics.windows(*a.shape[2:])[0]
-    [x] = metrics.levels(a, [size])
-    [y] = metrics.levels(b, [size])
-    return metrics.compare(x, y, size).mean(1)
-
-
 @pytest.mark.parametrize("channels, noise", [(3, 60), (1, 0)])
 def test_ssim_agrees_with_pytorch_msssim(channels, noise):
     theirs = pytest.importorskip("pytorch_msssim")
     for ours, their_function, size in (
-        (ssim, theirs.ssim, 192),
-        (ssim, theirs.ssim, 40),
+        (metrics.ssim, theirs.ssim, 192),
+        (metrics.ssim, theirs.ssim, 40),
         (metrics.ms_ssim, theirs.ms_ssim, 192),
     ):
         a, b = related(3, size, channels, noise)
@@ -366,7 +358,8 @@ def test_ssim_agrees_with_pytorch_msssim(channels, noise):
 
 def test_ssim_agrees_with_torchmetrics():
     """Its windows reach beyond the image by reflection. Of SSIM we take the positions inside; of
-    MS-SSIM it returns the mean over all, so we compare images so large that the rim hardly counts.
+    MS-SSIM with five scales it returns the mean over all, so we compare images so large that the
+    rim hardly counts.
     """
     theirs = pytest.importorskip("torchmetrics.functional.image")
     options = {"data_range": 255.0, "reduction": "none"}
@@ -374,11 +367,38 @@ def test_ssim_agrees_with_torchmetrics():
     measure = theirs.structural_similarity_index_measure
     _, maps = measure(a.double(), b.double(), **options, return_full_image=True)
     expected = maps[:, :, 5:-5, 5:-5].mean((1, 2, 3))
-    assert ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert metrics.ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     a, b = related(2, 512, 1, noise=30)
     measure = theirs.multiscale_structural_similarity_index_measure
     expected = measure(a.double(), b.double(), **options)
     assert metrics.ms_ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=2e-3)
+
+
+@pytest.mark.parametrize("height, width, channels", [(64, 64, 3), (44, 51, 3), (47, 100, 1)])
+def test_three_scales_are_those_of_torchmetrics(height, width, channels):
+    """Report R3's measure: exponents and mirrored rim as there, also for opposites and copies."""
+    theirs = pytest.importorskip("torchmetrics.functional.image")
+    a, b = (x[..., :height, :width] for x in related(4, 100, channels, noise=30))
+    a = torch.cat([a, a[:2]])
+    b = torch.cat([b, 255 - a[:1], a[1:2]])
+    expected = theirs.multiscale_structural_similarity_index_measure(
+        a.double(), b.double(), data_range=255.0, betas=(0.0448, 0.2856, 0.3001), reduction="none"
+    )
+    assert 0.1 < expected[:4].min() and expected[:4].max() < 0.99
+    ours = metrics.similarities(a, b)["ms-ssim-3"]
+    assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_three_scales_only_where_torchmetrics_has_them():
+    theirs = pytest.importorskip("torchmetrics.functional.image")
+    a, b = related(2, 50)
+    for height, width in (43, 50), (50, 43), (16, 16):
+        x, y = (side[..., :height, :width] for side in (a, b))
+        with pytest.raises(ValueError, match="must be larger"):
+            theirs.multiscale_structural_similarity_index_measure(
+                x.double(), y.double(), data_range=255.0, betas=(0.0448, 0.2856, 0.3001)
+            )
+        assert list(metrics.similarities(x, y)) == ["ms-ssim", "ssim"]
 
 
 def brute_force_ssim(x, y, window):
@@ -430,13 +450,15 @@ SMALL = [
 
 
 @pytest.mark.parametrize("height, width, sizes", SMALL)
-def test_ms_ssim_of_small_images_agrees_with_brute_force(height, width, sizes):
+def test_small_images_agree_with_brute_force(height, width, sizes):
     a, b = (side[:, :, :height, :width] for side in related(1, max(height, width), 2, noise=30))
     assert metrics.windows(height, width) == sizes
     channels = [(x.double().numpy(), y.double().numpy()) for x, y in zip(a[0], b[0], strict=True)]
     expected = np.mean([brute_force_ms_ssim(x, y, sizes) for x, y in channels])
     assert 0.1 < expected < 0.999
     assert metrics.ms_ssim(a, b).item() == pytest.approx(expected, abs=1e-9)
+    expected = np.mean([brute_force_ssim(x, y, sizes[0])[1] for x, y in channels])
+    assert metrics.ssim(a, b).item() == pytest.approx(expected, abs=1e-9)
     assert metrics.windows(176, 500) == [11] * 5
 
 
@@ -446,28 +468,33 @@ def test_ms_ssim_closed_forms_and_symmetry(monkeypatch):
     assert torch.equal(metrics.ms_ssim(a, a), torch.ones(5, dtype=torch.float64))
     assert torch.allclose(whole, metrics.ms_ssim(b, a), rtol=1e-12)
     assert whole[3].item() == pytest.approx(metrics.ms_ssim(a[3:4], b[3:4]).item(), rel=1e-12)
-    assert ssim(a, 255 - a).max() < 0 and metrics.ms_ssim(a, 255 - a).max() == 0  # opposites
+    assert (
+        metrics.ssim(a, 255 - a).max() < 0 and metrics.ms_ssim(a, 255 - a).max() == 0
+    )  # opposites
     dark = torch.full((1, 3, 64, 64), 50).byte()
     bright = torch.full((1, 3, 64, 64), 200).byte()
     luminance = (2 * 50 * 200 + 6.5025) / (50**2 + 200**2 + 6.5025)  # all else is 1
-    assert ssim(dark, bright).item() == pytest.approx(luminance, rel=1e-12)
+    assert metrics.ssim(dark, bright).item() == pytest.approx(luminance, rel=1e-12)
     assert metrics.ms_ssim(dark, bright).item() == pytest.approx(luminance**0.1333, rel=1e-12)
     monkeypatch.setattr(metrics, "in_chunks", lambda images: images.split(2))
     assert torch.allclose(metrics.ms_ssim(a, b), whole, rtol=1e-12)
+    assert torch.equal(metrics.ssim(a, a), torch.ones(5, dtype=torch.float64))
 
 
-def test_mean_and_pair_ms_ssim(monkeypatch):
+def test_means_over_pairs(monkeypatch):
     a, b = related(6, 24)
     every = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in b], 1)  # (6, 6)
     among = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in a], 1)
-    mean, error = metrics.pair_ms_ssim(a, b, pairs=3000)
+    mean, error = metrics.pair_similarities(a, b, pairs=3000)["ms-ssim"]
     assert mean == pytest.approx(every.mean().item(), abs=4 * error)
     assert error == pytest.approx(every.std().item() / 3000**0.5, rel=0.1)
-    mean, error = metrics.pair_ms_ssim(a, pairs=3000)  # never an image with itself
+    mean, error = metrics.pair_similarities(a, pairs=3000)["ms-ssim"]  # no image with itself
     assert mean == pytest.approx((among.sum().item() - 6) / 30, abs=4 * error)
     assert mean < among.mean() - 4 * error
-    assert metrics.pair_ms_ssim(a) == metrics.pair_ms_ssim(a) != metrics.pair_ms_ssim(a, seed=1)
-    assert metrics.pair_ms_ssim(a[:1].repeat(4, 1, 1, 1)) == (1, 0)
+    one, again, other = (metrics.pair_similarities(a, seed=seed) for seed in (0, 0, 1))
+    assert one == again and all(one[name] != other[name] for name in ("ms-ssim", "ssim"))
+    copies = a[:1].repeat(4, 1, 1, 1)
+    assert metrics.pair_similarities(copies) == {"ms-ssim": (1, 0), "ssim": (1, 0)}
     for split in 100, 2:
         monkeypatch.setattr(metrics, "in_chunks", lambda images, n=split: images.split(n))
         means = metrics.mean_ms_ssim(a, b[:5])
@@ -477,13 +504,13 @@ def test_mean_and_pair_ms_ssim(monkeypatch):
 def test_ms_ssim_refuses_what_does_not_pair():
     a = images(3)
     for wrong in a.float(), a[0], a[:, :1], a[..., :8]:
-        for measure in metrics.ms_ssim, metrics.mean_ms_ssim:
+        for measure in metrics.ms_ssim, metrics.ssim, metrics.mean_ms_ssim:
             with pytest.raises(InputError, match="of one size"):
                 measure(a, wrong)
     with pytest.raises(InputError, match="as many"):
         metrics.ms_ssim(a, a[:2])
     with pytest.raises(InputError, match="at least 2"):
-        metrics.pair_ms_ssim(a[:1])
+        metrics.pair_similarities(a[:1])
 
 
 # ---------------------------------------------------------------------------------- autoencoders
@@ -600,7 +627,8 @@ def test_evaluate(small_weights):
     values = by_name(metrics.evaluate(real, fake, floor, **options))
     names = "FID-64 KID-64 collapse (features 64) FID-192 KID-192 collapse (features 192) "
     names += "precision-192 recall-192 density-192 coverage-192 MS-SSIM (generated, real) "
-    assert " ".join(values) == names + "MS-SSIM (among generated) collapse (pixels)"
+    names += "SSIM (generated, real) MS-SSIM (among generated) collapse (pixels)"
+    assert " ".join(values) == names  # too small for three scales
     for value in values.values():
         assert "10 dark images against 12 real images" in value["protocol"]
         assert value["protocol"].isascii()
@@ -622,14 +650,18 @@ def test_evaluate(small_weights):
     for name, share in metrics.prdc(x[192], y[192]).items():
         is_measured(f"{name}-192", [share], [among_real[name]])
     for name, pair in ("generated, real", (real, fake)), ("among generated", (fake,)):
-        ours = metrics.pair_ms_ssim(*pair, seed=3)
-        is_measured(f"MS-SSIM ({name})", ours, metrics.pair_ms_ssim(real, seed=3), "error")
+        ours = metrics.pair_similarities(*pair, seed=3)
+        of_real = metrics.pair_similarities(real, seed=3)
+        is_measured(f"MS-SSIM ({name})", ours["ms-ssim"], of_real["ms-ssim"], "error")
+        if name == "generated, real":
+            is_measured(f"SSIM ({name})", ours["ssim"], of_real["ssim"], "error")
     is_measured("collapse (pixels)", metrics.collapse(fake), metrics.collapse(real), "pairs")
     for name, words in {
         "FID-64": "another scale than the usual 2048-d FID",
         "KID-64": "subsets of 10, seed 3",
         "recall-192": "192-d FID Inception",
         "MS-SSIM (among generated)": "windows of 11 9 5 pixels",
+        "SSIM (generated, real)": "Gaussian window of 11 pixels",
     }.items():
         assert words in values[name]["protocol"]
 
@@ -639,12 +671,30 @@ def test_curve_is_what_evaluate_measures(small_weights):
     fake = images(10, seed=2)
     weights = metrics.load_weights(small_weights)
     row = metrics.curve(real, fake, (64, 192, 768), weights, "cpu", "real images")
-    assert list(row) == ["fid_64", "kid_64", "fid_192", "kid_192", "ms-ssim"]
+    assert list(row) == ["fid_64", "kid_64", "fid_192", "kid_192", "ms-ssim", "ssim"]
     values = metrics.evaluate(real, fake, dims=(64, 192), weights=weights)
     measured = {value["name"]: value["value"] for value in values}
     names = ["FID-64", "KID-64", "FID-192", "KID-192", "MS-SSIM (generated, real)"]
+    names.append("SSIM (generated, real)")
     assert list(row.values()) == [measured[name] for name in names]
-    assert list(metrics.curve(real[:, :1], fake, [], None)) == ["ms-ssim"]
+    assert list(metrics.curve(real[:, :1], fake, [], None)) == ["ms-ssim", "ssim"]
+
+
+def test_three_scales_in_curve_and_evaluate():
+    """Under the name that the presets of R3 put the report's number beside."""
+    real = related(12, 44)[0]
+    fake = related(10, 44)[1]
+    name = "MS-SSIM, 3 scales (generated, real)"
+    values = by_name(metrics.evaluate(real, fake, dims=(), seed=0))
+    assert list(values)[:2] == ["MS-SSIM (generated, real)", name]
+    ours = values[name]
+    row = metrics.curve(real, fake, [], None)
+    assert list(row) == ["ms-ssim", "ms-ssim-3", "ssim"] and row["ms-ssim-3"] == ours["value"]
+    among_real = metrics.pair_similarities(real, seed=0)["ms-ssim-3"]
+    assert (ours["real"], ours["real_error"]) == among_real and "TorchMetrics" in ours["protocol"]
+    report = training.load_script("wgan_gp").PRESETS["small-gan"]["report"]
+    line = metrics.table([ours], report).splitlines()[0]
+    assert line.startswith(f"{name} 0.") and line.endswith("(report: 0.1339)")
 
 
 def test_usable_dims(small_weights, capsys):
