@@ -32,6 +32,10 @@ an .npz of samples `arr_0`, as guided-diffusion writes it, or of statistics `mu`
 pytorch-fid writes them: then only FID is measured. Data sets are compared at the size of their own
 images, the smaller one if they differ.
 
+best.pt knows which real images chose it and is never measured on them: all columns of a table are
+measured without them. What is measured of the checkpoints of a run is printed, and also written
+into its directory, as metrics-best-<real>.json, metrics-last-<real>.json and so on.
+
     python metrics.py cats64 runs/dcgan-cats64-1                 # the best and the last checkpoint
     python metrics.py photos.zip generated/ --dims 768 --floor   # folders, zips or .npz files
     python metrics.py shapes runs/*/last.pt --bootstrap 50       # one table, with standard errors
@@ -49,6 +53,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +81,7 @@ from inception import (
     real_features,
     require,
 )
-from sources import InputError, new_parser, number, printable, run_program, write_text
+from sources import InputError, new_parser, number, printable, run_program, short, write_text
 
 # ------------------------------------------------------------------------------------------- FID
 
@@ -163,10 +168,14 @@ def kid(real, fake, subsets=100, subset_size=1000, seed=0):
     """
     real, fake = checked(real, fake)
     rows, columns = draw_subsets(len(real), len(fake), subsets, subset_size, seed)
-    # Up to a few thousand images it is cheaper to form the whole kernel once for all subsets.
-    few = max(len(real), len(fake)) <= 5000
-    estimate = kid_from_whole_kernel if few else kid_of_each_subset
-    values = estimate(real, fake, rows, columns)
+    m = rows.shape[1]
+    # All subsets share one kernel k of all images: the one with 0-1 vector a has the sum a'k a.
+    a = np.zeros((len(rows), len(real)))
+    b = np.zeros((len(rows), len(fake)))
+    np.put_along_axis(a, rows, 1, 1)
+    np.put_along_axis(b, columns, 1, 1)
+    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
+    values = within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
     return float(values.mean()), float(values.std())
 
 
@@ -187,31 +196,6 @@ def kernel(x, y):
     k /= x.shape[1]
     k += 1
     return k * k * k
-
-
-def kid_of_each_subset(real, fake, rows, columns):
-    """The estimates from the three kernels of each subset: float64 (subsets,)."""
-    m = rows.shape[1]
-    values = []
-    for i, j in zip(rows, columns, strict=True):
-        x = real[i].astype(np.float64)
-        y = fake[j].astype(np.float64)
-        xx = kernel(x, x)
-        yy = kernel(y, y)
-        within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
-        values.append(within / (m * (m - 1)) - 2 * kernel(x, y).mean())
-    return np.array(values)
-
-
-def kid_from_whole_kernel(real, fake, rows, columns):
-    """The same from the kernels k of all images: a subset with 0-1 vector a has the sum a'k a."""
-    m = rows.shape[1]
-    a = np.zeros((len(rows), len(real)))
-    b = np.zeros((len(rows), len(fake)))
-    np.put_along_axis(a, rows, 1, 1)
-    np.put_along_axis(b, columns, 1, 1)
-    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
-    return within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
 
 
 def weighted_kernel(x, y, a, b):
@@ -387,13 +371,9 @@ def windows(height, width):
     for 64 pixels. Levels of less than 3 pixels are left out, because one pixel has no variance:
     images of 32 pixels have four levels, of 16 three, of 8 two.
     """
-    result = []
-    for level in range(len(EXPONENTS)):
-        size = min(height, width) >> level  # pooling halves, and drops an odd last row
-        if size >= 3 or level == 0:
-            largest_odd = size - 1 + size % 2
-            result.append(min(11, largest_odd))
-    return result
+    finest = min(height, width)
+    sizes = [finest >> level for level in range(len(EXPONENTS))]  # pooling drops an odd last row
+    return [min(11, size - 1 + size % 2) for size in sizes if size >= 3 or size == finest]
 
 
 def blur(x, window):
@@ -600,8 +580,8 @@ def autoencoder(means, mu, likelihood, words, samples=0, importance_bound=None):
     prior = torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
     similar, pairs = collapse(mu)
     by_chance, _ = collapse(prior)
-    unit_mu = F.normalize(mu.double(), dim=1)
-    mean_cosine = ((unit_mu.sum(0).square().sum() - n) / (n * (n - 1))).item()
+    unit_mu = unit(mu)
+    mean_cosine = ((unit_mu.sum(0).square().sum() - n) / pairs).item()
     cosines = f"ordered pairs of means with cosine similarity above 0.9 (N(0, I): {by_chance:,})"
     values = [
         measured("reconstruction (nats)", reconstruction, f"-log p(x|z), {likelihood}; {noise}"),
@@ -994,10 +974,9 @@ def similarity_values(real, fake, seed, against):
     """
     sizes = windows(*real.shape[2:])
     all_sizes = " ".join(str(size) for size in sizes)
-    three = "0.0448 0.2856 0.3001, as TorchMetrics computes it; Gaussian windows of 11 pixels"
     kinds = {  # name and protocol
         "ms-ssim": ("MS-SSIM", f"Gaussian windows of {all_sizes} pixels from the finest level"),
-        "ms-ssim-3": ("MS-SSIM, 3 scales", f"with betas {three}"),
+        "ms-ssim-3": ("MS-SSIM, 3 scales", "as TorchMetrics with its first 3 betas, windows of 11"),
         "ssim": ("SSIM", f"a Gaussian window of {sizes[0]} pixels"),
     }
     of_real = pair_similarities(real, seed=seed)
@@ -1034,7 +1013,7 @@ def format_value(value, key="value"):
     if number is None:
         return "-"
     prefix = "" if key == "value" else "real_"
-    se = value.get("se") if key == "value" else None
+    se = value.get(f"{prefix}se")
     if f"{prefix}pairs" in value:
         return f"{number:,} of {value[prefix + 'pairs']:,}"
     if f"{prefix}error" in value:
@@ -1085,8 +1064,10 @@ def comparison(results):
     if len(results) > 26:
         letters = [str(i + 1) for i in range(len(results))]
     lines = [f"{letter}: {words}" for letter, (words, _) in zip(letters, results, strict=True)]
+    images = {}  # letter -> what they are, without their name
     by_title = {}  # title -> {letter: value}, in order
-    for letter, (_, values) in zip(letters, results, strict=True):
+    for letter, (words, values) in zip(letters, results, strict=True):
+        images[letter] = words.split(": ", 1)[-1]
         for value in values:
             by_title.setdefault(title(value), {})[letter] = value
 
@@ -1100,6 +1081,7 @@ def comparison(results):
         protocols = {}  # words -> letters
         for letter, value in columns.items():
             words = value.get("protocol") or f"not measured here: {value['reason']}"
+            words = words.replace(images[letter], "images of the column")
             protocols.setdefault(words, []).append(letter)
         for words, of in protocols.items():
             which = f" ({','.join(of)})" if len(protocols) > 1 else ""
@@ -1132,6 +1114,9 @@ def write_result(run, values, preset):
 
 
 # ---------------------------------------------------------------------------------- command line
+
+
+NO_HASHES = torch.empty(0, dtype=torch.int64)
 
 
 class Side(NamedTuple):
@@ -1189,6 +1174,8 @@ def open_sides(text, device):
     sides = []
     for file in checkpoint_files(text):
         checkpoint = training.read_checkpoint(file)
+        checkpoint.setdefault("chosen_on", NO_HASHES)  # only best.pt has some
+        training.check_fields(file, checkpoint, chosen_on=torch.LongTensor)
         script, model = training.open_model(checkpoint, device)
         if sides and sides[0].checkpoint["step"] == checkpoint["step"]:  # the best is the last
             sides = []
@@ -1218,13 +1205,16 @@ def common_size(asked, sides, say=note):
     return size
 
 
-def draw(side, n, size, split, seed):
-    """Up to n images of a Side: datasets.Images, with a note that says what they are."""
+def draw(side, n, size, split, seed, chosen_on=NO_HASHES):
+    """Up to n images of a Side: datasets.Images, with a note that says what they are.
+
+    chosen_on: hashes of real images that are left out, see without().
+    """
     if side.statistics:
         words = f"statistics (mu, sigma) in {side.name}"
         return datasets.Images(torch.empty(0), None, [], side.name, "", False, words)
     if side.script is None:
-        return draw_data(side.name, n, size, split, seed)
+        return draw_data(side.name, n, size, split, seed, chosen_on)
     images = side.script.generate(side.model, n, seed)
     classes = side.checkpoint["data"]["classes"]
     labels = None
@@ -1234,14 +1224,15 @@ def draw(side, n, size, split, seed):
     return datasets.Images(images, labels, classes, side.name, "", False, f"{words}, seed {seed}")
 
 
-def draw_data(name, n, size, split, seed):
+def draw_data(name, n, size, split, seed, chosen_on):
     """Up to n random images of a data set, in the same form."""
     data = datasets.load(name, size, split)
     origin = "held-out test split" if split == "test" else split
     if split == "test" and not data.held_out:
         origin = "no held-out split: a model may have trained on them"
-        if len(data.images) < n:
+        if len(data.images) - len(chosen_on) < n:
             data = datasets.load(name, size, "all")
+    data = without(data, chosen_on)
     words = f"images of {data.name} ({origin}; {data.note}; drawn with seed {seed})"
     return pick(data, shuffled(len(data.images), seed)[:n])._replace(note=words)
 
@@ -1268,7 +1259,8 @@ def statistics_values(pairs, weights, device, precision):
 
 def class_values(args, real, fake, size, classes, settings):
     """conditional() for labelled data on the real side. classes: of the generated side."""
-    train, held_out = datasets.load_parts(real.name, size)
+    parts = datasets.load_parts(real.name, size)
+    train, held_out = [without(data, args.chosen_on) for data in parts]
     if train.classes != classes:
         note("the two sides have different classes: whether the class is obeyed is not measured")
         return []
@@ -1288,10 +1280,45 @@ def own_values(args, real, fake, size):
     same_data = data.fingerprint == about["fingerprint"]
     hold_out = fake.checkpoint["flags"].get("hold_out", 0) if same_data else 0
     data, split = datasets.measured_on(*datasets.load_parts(real.name, size, hold_out))
+    data = without(data, args.chosen_on)
     data = pick(data, shuffled(len(data.images), 1)[: args.eval_images])
     values = fake.script.own_values(fake.model, data, args.iwae)
     words = split if same_data else "given"  # the model never trained on other data
     return autoencoder(**values, words=f"{len(data.images)} {words} images of {data.name}")
+
+
+def without(data, chosen_on):
+    """Images without those that chose a best.pt. chosen_on: their datasets.image_hashes()."""
+    if data is None or len(chosen_on) == 0:
+        return data
+    chosen = torch.isin(datasets.image_hashes(data.images), chosen_on)
+    words = f"{chosen.sum():,} images of {data.name} chose best.pt"
+    if chosen.all():
+        raise InputError(f"all {words}: measure last.pt, or give other real images")
+    if chosen.any():
+        datasets.say_once(f"metrics.py: {words} and are left out")
+        data = pick(data, ~chosen, f", without {chosen.sum():,} that chose best.pt")
+    return data
+
+
+def write_into_run(side, result):
+    """Write what was measured of a checkpoint into its run directory, if it lies in one.
+
+    The file is metrics-<best, last or other>-<real>.json; a later one replaces it. result: a dict
+    with the name of the "real" images, their "size", the number of "images", and "values".
+    """
+    file = Path(side.name).absolute()
+    run = file.parent.parent if file.parent.name == "kept" else file.parent
+    if not (side.checkpoint and (run / "args.json").is_file()):
+        return
+    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[:50]  # what a system may refuse
+    path = run / f"metrics-{file.stem}-{real}.json"
+    result |= {"checkpoint": file.name, "step": side.checkpoint["step"]}
+    result["weights"] = training.weights_used(side.checkpoint)
+    try:
+        write_text(path, json.dumps(result, indent=1))
+    except OSError as error:
+        note(f"the results are not in {path}: {short(error)}")
 
 
 def main(argv=None):
@@ -1301,6 +1328,8 @@ def main(argv=None):
     real_is_data = not (real_side.script or real_side.statistics)
     fake_sides = [side for text in args.fake for side in open_sides(text, device)]
     sides = [real_side, *fake_sides]
+    hashes = [side.checkpoint["chosen_on"].flatten() for side in sides if side.checkpoint]
+    args.chosen_on = torch.cat([NO_HASHES, *hashes])
     weights = args.weights
     given = [len(side.statistics[0]) for side in sides if side.statistics]
     if args.weights or args.dims or 0 < len(given) < len(sides):
@@ -1312,6 +1341,8 @@ def main(argv=None):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
 
     remarks = []  # said when nothing can be wrong any more
+    if real_side.statistics and len(args.chosen_on):
+        remarks.append(f"{args.real} holds no images: some behind it may have chosen best.pt")
     size = common_size(args.size, sides, remarks.append)
     for side in sides:
         if not (side.script or side.statistics):
@@ -1320,7 +1351,8 @@ def main(argv=None):
     # 2 n images with or without --floor, so that --floor does not change the first n. A model that
     # is on both sides must not make the same images twice.
     n = args.eval_images
-    pool = draw(real_side, 2 * n, size, "test", args.seed if real_is_data else args.seed + 1)
+    seed = args.seed if real_is_data else args.seed + 1
+    pool = draw(real_side, 2 * n, size, "test", seed, args.chosen_on)
     total = len(pool.images)
     if args.floor and 0 < total < 2 * n:
         n = total // 2
@@ -1329,7 +1361,7 @@ def main(argv=None):
         remarks.append(f"{args.real} has only {total} images: {words}")
     floor = pool.images[n : 2 * n] if args.floor else None
     pool = pick(pool, slice(n))
-    fakes = [draw(side, n, size, "all", args.seed) for side in fake_sides]
+    fakes = [draw(side, n, size, "all", args.seed, args.chosen_on) for side in fake_sides]
     needed = 10 if args.bootstrap else 2
     for side, data in zip(sides, [pool, *fakes], strict=True):
         count = len(data.images)
@@ -1342,20 +1374,19 @@ def main(argv=None):
         note(remark)
 
     settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
-    draws = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
+    more = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
+    more["real_words"] = pool.note
     results = []
     for side, fake in zip(fake_sides, fakes, strict=True):
         own = []  # first, because it is quick to find what is wrong
         if real_is_data and hasattr(side.script, "own_values"):
             own = own_values(args, real_side, side, size)
-        in_table = len(fakes) > 1 and not args.json
-        fake_words = "images of the column" if in_table else fake.note
-        words = {"real_words": pool.note, "fake_words": fake_words}
         if real_side.statistics or side.statistics:
             pairs = [(real_side, pool), (side, fake)]
             values = statistics_values(pairs, weights, device, args.precision)
         else:
-            values = evaluate(pool.images, fake.images, floor, **settings, **draws, **words)
+            more["fake_words"] = fake.note
+            values = evaluate(pool.images, fake.images, floor, **settings, **more)
         labelled = pool.labels is not None and fake.labels is not None
         if labelled and real_is_data and not args.no_classes:
             values += class_values(args, real_side, side, size, fake.classes, settings)
@@ -1367,6 +1398,9 @@ def main(argv=None):
     else:
         columns = [(f"{r['fake']}: {r['images']}", r["values"]) for r in results]
         print(comparison(columns))
+    for side, result in zip(fake_sides, results, strict=True):
+        about = {"real": pool.name, "size": size, "images": n, "values": result["values"]}
+        write_into_run(side, about)
 
 
 if __name__ == "__main__":

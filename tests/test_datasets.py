@@ -271,6 +271,24 @@ def test_reference_images_are_disjoint_halves(here):
             datasets.reference_images("", 8, data, count)
 
 
+def test_hashes_are_of_the_content(here):
+    """Of each image by itself: whatever its place, its split, its copies, grey or equal colours."""
+    images = torch.arange(12 * 4 * 4).reshape(12, 1, 4, 4).byte()
+    images[5] = images[2]
+    hashes = datasets.image_hashes(images)
+    assert hashes.dtype == torch.int64 and hashes.shape == (12,)
+    same = hashes[:, None] == hashes
+    assert torch.equal(same, (images.flatten(1)[:, None] == images.flatten(1)).all(2))
+    order = torch.tensor([3, 0, 11, 5])
+    assert torch.equal(datasets.image_hashes(images[order]), hashes[order])
+    assert torch.equal(datasets.image_hashes(images.repeat(1, 3, 1, 1)), hashes)
+    color = images.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(datasets.image_hashes(color), hashes)
+    color[0, 2, 3, 3] += 1
+    assert (datasets.image_hashes(color) != hashes).tolist() == [True] + 11 * [False]
+    assert datasets.image_hashes(images[:0]).shape == (0,)
+
+
 def test_labels_that_a_conditional_model_needs():
     data = numbered(8, classes=3)
     datasets.require_labels(data, "x")

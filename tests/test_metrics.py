@@ -182,8 +182,6 @@ def test_kid_agrees_with_brute_force():
     rows, columns = metrics.draw_subsets(30, 20, 5, 15, 3)
     assert rows.shape == (5, 15) and all(len(set(row)) == 15 for row in (*rows, *columns))
     values = [brute_force_kid(x[i], y[j]) for i, j in zip(rows, columns, strict=True)]
-    for estimate in metrics.kid_from_whole_kernel, metrics.kid_of_each_subset:
-        assert estimate(x, y, rows, columns) == pytest.approx(values, rel=1e-9)
     ours = metrics.kid(x, y[:20], subsets=5, subset_size=15, seed=3)
     assert ours == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
 
@@ -1045,13 +1043,13 @@ def script(monkeypatch):
     return script
 
 
-def save(path, step, script="dcgan", classes="", trained_on=None, **flags):
+def save(path, step, script="dcgan", classes="", trained_on=None, fields=None, **flags):
     data = {"size": 16, "channels": 3, "classes": list(classes)}
     data["fingerprint"] = trained_on.fingerprint if trained_on else "0"
     checkpoint = {"format": 2, "script": script, "step": step, "data": data}
     path.parent.mkdir(exist_ok=True)
     flags = {"ema": 0.0, "size": 16, "seed": 0, **flags}
-    torch.save({**checkpoint, "flags": flags, "models": {}}, path)
+    torch.save({**checkpoint, "flags": flags, "models": {}, **(fields or {})}, path)
 
 
 def test_a_run_and_its_checkpoints(two_sets, here, run, script):
@@ -1167,6 +1165,197 @@ def test_own_values_of_a_vae(tiny, run, script):
     np.savez("xy.npz", images=images(60, 16).permute(0, 2, 3, 1).numpy(), labels=np.arange(60) % 2)
     out, err = run("xy.npz r --eval-images 10")
     assert "bound (nats)" not in out and "its bound is left out" in err
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What evaluate() was given, instead of its numbers: a list of (real, fake, floor)."""
+    calls = []
+
+    def evaluate(real, fake, floor, **_):
+        calls.append((real, fake, floor))
+        return [{"name": "FID-64", "value": 1.5, "real": None, "protocol": "how"}]
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    return calls
+
+
+def save_pixels(name, pixels, **arrays):
+    np.savez(f"{name}.npz", images=pixels.permute(0, 2, 3, 1).numpy(), **arrays)
+
+
+def contents(*sets):
+    return [image.numpy().tobytes() for pixels in sets for image in pixels]
+
+
+def test_best_is_measured_on_images_that_did_not_choose_it(here, run, script, evaluated):
+    """In other orders, splits and numbers, too. All columns are measured on the same images."""
+    pixels = images(30, 16)
+    chosen = contents(pixels[:8])
+    fields = {"chosen_on": datasets.image_hashes(pixels[:8])}
+    save(here / "r/last.pt", 7)
+    save(here / "r/best.pt", 3, fields=fields)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    test = np.arange(30) % 2  # 4 of the 8, and 11 others
+    save_pixels("plain", pixels)
+    save_pixels("order", pixels[order])
+    save_pixels("split", pixels, split=test)
+    save_pixels("twice", torch.cat([pixels, pixels[:12]]))
+    for name, count, others in (("plain", 8, 22), ("order", 8, 22), ("split", 4, 11)):
+        out, err = run(f"{name}.npz r --eval-images 40 --size 16")
+        assert (
+            err.count(f"metrics.py: {count} images of {name} chose best.pt and are left out") == 1
+        )
+        assert "A: r/best.pt" in out and "B: r/last.pt" in out
+        for real, _, _ in evaluated:
+            assert len(real) == others and not set(contents(real)) & set(chosen)
+        assert len(evaluated) == 2 and torch.equal(evaluated[0][0], evaluated[1][0])
+        evaluated.clear()
+    _, err = run("twice.npz r/best.pt --eval-images 13 --size 16 --floor")
+    [(real, _, floor)] = evaluated
+    assert "16 images of twice" in err and len(real) == len(floor) == 13
+    assert not set(contents(real, floor)) & set(chosen)
+
+
+def test_last_is_measured_on_all_images(two_sets, here, run, script, evaluated):
+    """Also where best.pt is the same step, which is then left out itself, or is an older file."""
+    hashes = datasets.image_hashes(datasets.load("real.npz", 16, "all").images[:8])
+    save(here / "r/best.pt", 7, fields={"chosen_on": hashes})
+    save(here / "r/last.pt", 7)
+    save(here / "old/best.pt", 3)
+    for fake in "r", "r/last.pt", "old/best.pt":
+        _, err = run(f"real.npz {fake} --size 16")
+        assert "chose" not in err and len(evaluated.pop()[0]) == 20
+
+
+def test_the_images_that_chose_are_found_in_other_channels(here, run, script, evaluated):
+    grey = images(10, 16, 1)
+    coloured = images(2, 16, seed=1)  # one of these makes the whole set colour
+    save_pixels("grey", grey)
+    save_pixels("colour", torch.cat([grey.expand(-1, 3, -1, -1), coloured]))
+    hashes = datasets.image_hashes(datasets.load("grey.npz", 16, "all").images[:6])
+    save(here / "r/best.pt", 3, fields={"chosen_on": hashes})
+    _, err = run("colour.npz r/best.pt --size 16")
+    [(real, _, _)] = evaluated
+    assert real.shape == (6, 3, 16, 16) and "6 images of colour chose best.pt" in err
+
+
+def test_own_and_class_values_leave_out_what_chose_best(tiny, run, script, evaluated, monkeypatch):
+    seen = {}
+
+    def conditional(train, held_out, *_, **__):
+        seen["class"] = contents(train.images)
+        return []
+
+    def own_values(model, data, samples=0):
+        seen["own"] = contents(data.images)
+        values = {"means": [4.0, 2.0, 6.0, 0.5], "mu": torch.randn(len(data.images), 4)}
+        return {**values, "likelihood": "sigma", "samples": 0, "importance_bound": None}
+
+    monkeypatch.setattr(metrics, "conditional", conditional)
+    script.asked_labels = lambda model, n, seed=0: torch.arange(n) % 3
+    script.own_values = own_values
+    data = datasets.load("tiny.npz", 16)
+    _, held_out = datasets.load_parts("tiny.npz", 16, 30)
+    chosen = held_out.images[::2]
+    fields = {"chosen_on": datasets.image_hashes(chosen)}
+    save(tiny / "r/best.pt", 7, "vae", "abc", data, fields, hold_out=30)
+    _, err = run("tiny.npz r --eval-images 100")
+    assert sorted(seen["own"]) == sorted(contents(held_out.images[1::2]))
+    assert len(seen["class"]) == 85 and not set(seen["class"]) & set(contents(chosen))
+    assert err.count("15 images of tiny chose best.pt and are left out") == 1
+
+
+def test_when_all_images_chose_best(two_sets, here, run, script, evaluated):
+    hashes = datasets.image_hashes(datasets.load("real.npz", 16, "all").images)
+    save(here / "r/best.pt", 3, fields={"chosen_on": hashes})
+    with pytest.raises(InputError, match="all 20 images of real chose best.pt: measure last.pt"):
+        run("real.npz r --size 16")
+    save_statistics("x.npz", samples(300, 64))
+    _, err = run("x.npz r --eval-images 4")
+    assert "x.npz holds no images: some behind it may have chosen best.pt" in err
+    assert not evaluated
+
+
+@pytest.mark.parametrize(
+    "wrong", [[1, 2], None, 7, "all", torch.zeros(3), torch.zeros(3, dtype=torch.int32)]
+)
+def test_damaged_hashes_are_one_line(two_sets, here, run, script, wrong):
+    save(here / "r/best.pt", 3, fields={"chosen_on": wrong})
+    with pytest.raises(InputError, match="its chosen_on makes no sense") as error:
+        run("real.npz r")
+    assert "\n" not in str(error.value)
+
+
+def results_in(folder):
+    """The files of results in a run directory: {name: what they hold}."""
+    files = folder.glob("metrics-*.json")
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def test_results_are_written_into_the_run(two_sets, here, run, script):
+    for name, step in ("best.pt", 3), ("last.pt", 7), ("kept/000005.pt", 5):
+        (here / "r" / name).parent.mkdir(parents=True, exist_ok=True)
+        save(here / "r" / name, step)
+    save(here / "elsewhere/last.pt", 9)  # no run directory: no args.json
+    (here / "r/args.json").write_text("{}")
+    line = "real.npz r r/kept/000005.pt fake.npz elsewhere --size 16 --eval-images 8 --json"
+    out, _ = run(line)
+    printed = {fake["fake"]: fake["values"] for fake in json.loads(out)["fakes"]}
+    results = results_in(here / "r")
+    assert len(printed) == 5 and len(results) == 3 and not results_in(here / "elsewhere")
+    for name, file, step in (
+        ("metrics-best-real.json", "best.pt", 3),
+        ("metrics-last-real.json", "last.pt", 7),
+        ("metrics-000005-real.json", "kept/000005.pt", 5),
+    ):
+        weights = f"plain weights at step {step}"
+        expected = {"real": "real", "checkpoint": file.split("/")[-1], "step": step, "size": 16}
+        expected |= {"weights": weights, "images": 8, "values": printed[f"r/{file}"]}
+        assert results[name] == expected
+        assert f"images by dcgan, {weights}" in results[name]["values"][0]["protocol"]
+    out, _ = run("real.npz r --size 16 --eval-images 8")
+    assert "8 images of the column against 8 images of real" in out  # in a table of columns
+    assert results_in(here / "r") == results
+
+
+def test_results_lie_in_the_run_from_within_it(two_sets, here, run, script, evaluated, monkeypatch):
+    (here / "r/kept").mkdir(parents=True)
+    save(here / "r/kept/7.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    monkeypatch.chdir(here / "r/kept")
+    run("../../real.npz 7.pt --size 16")
+    assert list(results_in(here / "r")) == ["metrics-7-real.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows refuses")
+def test_results_of_real_images_with_a_hostile_name(two_sets, here, run, script, evaluated):
+    """The file's name is safe for every system; the data's name is inside."""
+    save(here / "r/last.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    for name in 'a:b*c?"<>|', "new\nline\x1b[31m", "x" * 200, "日本語" * 20:
+        os.rename("real.npz", f"{name}.npz")
+        metrics.main([f"{name}.npz", "r", "--size", "16"])
+        os.rename(f"{name}.npz", "real.npz")
+    results = results_in(here / "r")
+    assert len(results) == 4
+    for name, result in results.items():
+        assert len(name.encode()) < 240 and not set(name) & set('/\\:*?"<>|\n\x1b')
+        assert result["values"][0]["value"] == 1.5
+    assert 'a:b*c?"<>|' in [result["real"] for result in results.values()]
+
+
+def test_results_that_cannot_be_written(two_sets, here, run, script, evaluated):
+    """The numbers are printed all the same; one line says that they are not in the run."""
+    save(here / "r/last.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    (here / "r/metrics-last-real.json").mkdir()
+    out, err = run("real.npz r --size 16 --eval-images 8")
+    assert "FID-64" in out and "1.5" in out
+    assert err.count("\n") == 1 and "metrics-last-real.json" in err
+    assert {path.name for path in (here / "r").iterdir()} == {
+        "last.pt", "args.json", "metrics-last-real.json"
+    }  # fmt: skip
 
 
 BAD = """
