@@ -77,7 +77,7 @@ FOOD = dict(
     log_every=200, sample_every=5000, save_every=5000, eval_every=15_000,
 )  # fmt: skip
 PROTOCOL = "R3: up to 2,000,000 steps on 98,937 images, against 2,020 held-out ones; KID x 1,000"
-SSIM = "MS-SSIM (generated, real)"
+SSIM = "MS-SSIM, 3 scales (generated, real)"
 
 # A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
 PRESETS = {

@@ -1,6 +1,5 @@
 """datasets.py: a set comes out as one tensor, prepared once, and in batches of a seeded order."""
 
-import hashlib
 import math
 import os
 import re
@@ -297,16 +296,22 @@ def test_the_fixed_part_that_stands_for_split_test(here):
         assert len(rows) == len(set(rows.tolist())) == size and rows.tolist() == sorted(rows)
 
 
-def test_image_hashes():
-    images = numbered(9).images
+def test_hashes_are_of_the_content(here):
+    """Of each image by itself: whatever its place, its split, its copies, grey or equal colours."""
+    images = torch.arange(12 * 4 * 4).reshape(12, 1, 4, 4).byte()
+    images[5] = images[2]
     hashes = datasets.image_hashes(images)
-    assert hashes.dtype == torch.int64 and len(set(hashes.tolist())) == 9
-    order = torch.tensor([3, 3, 0])
+    assert hashes.dtype == torch.int64 and hashes.shape == (12,)
+    same = hashes[:, None] == hashes
+    assert torch.equal(same, (images.flatten(1)[:, None] == images.flatten(1)).all(2))
+    order = torch.tensor([3, 0, 11, 5])
     assert torch.equal(datasets.image_hashes(images[order]), hashes[order])
-    strided = images.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(datasets.image_hashes(strided), hashes)
-    by_hand = hashlib.blake2b(images[0].numpy().tobytes(), digest_size=8).digest()
-    assert int(hashes[0]) == int.from_bytes(by_hand, sys.byteorder, signed=True)
+    assert torch.equal(datasets.image_hashes(images.repeat(1, 3, 1, 1)), hashes)
+    color = images.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(datasets.image_hashes(color), hashes)
+    color[0, 2, 3, 3] += 1
+    assert (datasets.image_hashes(color) != hashes).tolist() == [True] + 11 * [False]
+    assert datasets.image_hashes(images[:0]).shape == (0,)
 
 
 def test_labels_that_a_conditional_model_needs():
