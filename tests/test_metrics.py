@@ -847,8 +847,8 @@ def test_the_size_of_most_images_counts(here, monkeypatch):
     make_folder(folder, ["a.png"], size=(20, 20))
     (folder / "0.png").write_bytes(b"no image")
     sides = [metrics.Side("photos"), metrics.Side("shapes")]
-    assert metrics.common_size(None, sides) == 100
-    assert metrics.common_size(None, [metrics.Side("shapes")] * 2) == 64
+    assert metrics.common_size(sides) == 100
+    assert metrics.common_size([metrics.Side("shapes")] * 2) == 64
 
 
 def save_statistics(path, x, **other):
