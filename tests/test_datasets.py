@@ -254,21 +254,85 @@ def test_held_out_images_are_no_training_images(here):
         load_parts("x.npz", 8, 30)
 
 
+def numbered_file(classes, **more):
+    """x.npz: 200 images as in numbered(), with labels unless classes is 0."""
+    data = numbered(200, max(1, classes))
+    labels = {"labels": data.labels.numpy()} if classes else {}
+    np.savez("x.npz", images=data.images.numpy()[:, 0], **labels, **more)
+
+
+def limited(capsys, per_class, count=0):
+    """(numbers of the training images, of the held-out ones, note, what was said) of x.npz."""
+    datasets.say_once.cache_clear()
+    capsys.readouterr()
+    train, held_out = load_parts("x.npz", 8, count, per_class=per_class)
+    if train.labels is not None:
+        classes = len(train.classes)
+        assert [n % classes for n in numbers(train.images)] == train.labels.tolist()
+    held_out = None if held_out is None else numbers(held_out.images)
+    said = [line for line in capsys.readouterr().err.splitlines() if "all but black" not in line]
+    return numbers(train.images), held_out, train.note, "\n".join(said)
+
+
+def test_at_most_so_many_training_images_of_each_class(here, capsys):
+    numbered_file(3)  # 67, 67 and 66 images
+    few, _, note, said = limited(capsys, 5)
+    assert np.bincount(np.array(few) % 3).tolist() == [5, 5, 5] and few == sorted(few)
+    assert said == "x: 15 of 200 training images are used (at most 5 a class)"
+    assert note.endswith(", none of them held out, at most 5 a class")
+    assert limited(capsys, 5)[0] == few  # always the same ones
+    more = limited(capsys, 40)[0]
+    assert set(few) < set(more) and len(more) == 120 and max(few) - min(few) > 50
+    most, _, _, said = limited(capsys, 67)
+    assert most == list(range(200))
+    words = "200 of 200 training images are used (at most 67 a class); classes with fewer: 1, "
+    assert said == f"x: {words}the first: 2 has 66"
+    assert limited(capsys, 10**12)[0] == most
+    for nothing in (0, None):
+        assert limited(capsys, nothing)[0] == most and limited(capsys, nothing)[3] == ""
+
+
+def test_a_limit_does_not_touch_held_out_images(here, capsys):
+    numbered_file(3)
+    _, held_out, _, _ = limited(capsys, 0, 30)
+    few, same, note, said = limited(capsys, 5, 30)
+    assert same == held_out and not set(few) & set(held_out) and len(few) == 15
+    assert "15 of 170 training images are used" in said
+    assert note.endswith(", without 30 held-out ones, at most 5 a class")
+    numbered_file(2, split=np.arange(200) // 150)  # the first 150 are for training
+    few, test, _, said = limited(capsys, 1000)
+    assert few == list(range(150)) and sorted(test) == list(range(150, 200))
+    assert "150 of 150" in said and "classes with fewer: 2, the first: 0 has 75" in said
+    few, test, _, _ = limited(capsys, 3)
+    assert len(few) == 6 and max(few) < 150 and len(test) == 50
+
+
+def test_a_limit_for_data_without_classes(here, capsys):
+    numbered_file(0)
+    few, _, _, said = limited(capsys, 1200)
+    assert few == list(range(200))
+    assert said == "x: 200 of 200 training images are used (at most 1,200 in all)"
+    few, held_out, note, said = limited(capsys, 12, 50)
+    assert len(set(few)) == 12 and not set(few) & set(held_out) and "12 of 150 " in said
+    assert note.endswith("at most 12 in all")
+    assert set(limited(capsys, 7, 50)[0]) < set(few)
+
+
 def test_reference_images_are_disjoint_halves(here):
     held_out = numbered(41)._replace(name="x")
-    reference = datasets.reference_images("", 8, held_out, 30)
+    reference = datasets.reference_images(None, held_out, 30)
     choose, judge = numbers(reference.choose), numbers(reference.judge)
     assert sorted(choose + judge) == list(range(41)) and choose != sorted(choose)
     assert reference.words == "held-out images of x"
-    few = datasets.reference_images("", 8, held_out, 5)
+    few = datasets.reference_images(None, held_out, 5)
     assert numbers(few.choose) == choose[:5] and numbers(few.judge) == judge[:5]
-    np.savez("x.npz", images=numbered(50).images.numpy()[:, 0])
-    reference = datasets.reference_images("x.npz", 8, None, 10)
+    train = numbered(50)._replace(name="x")
+    reference = datasets.reference_images(train, None, 10)
     assert len(set(numbers(reference.choose) + numbers(reference.judge))) == 20
     assert reference.words.startswith("training images (") and reference.words.endswith(" of x")
     for data, count in ((numbered(3), 10), (numbered(50), 1)):
         with pytest.raises(InputError, match="needs 2 images on each side"):
-            datasets.reference_images("", 8, data, count)
+            datasets.reference_images(None, data, count)
 
 
 def test_labels_that_a_conditional_model_needs():
@@ -308,6 +372,53 @@ def test_how_many_images_are_held_out_is_said(here):
     assert load_parts("s", 16)[0].note.endswith(", without 1 held-out ones")
     assert load_parts("t", 16, 2)[0].note.endswith(", without 2 held-out ones")
     assert load_parts("t", 16)[0].note.endswith(", none of them held out")
+
+
+def test_two_fits_lie_side_by_side(here, capsys):
+    """Each has files of its own. Damage to one is said, and the other is left alone."""
+    make_folder(here / "photos", ["cat/0.png", "dog/1.png"], size=(40, 20))
+    cropped = load("photos", 16)
+    [array] = here.glob("data/*.npy")
+    assert re.fullmatch(r"photos-[0-9a-f]{8}-16\.npy", array.name)  # as before there was --fit
+    before = array.stat()
+    squashed = load("photos", 16, fit="squash")
+    squashed = squashed._replace(images=squashed.images.clone())  # not mapped from the file
+    padded = load("photos", 16, "test", "pad")
+    names = {path.name for path in here.glob("data/*.npy")}
+    assert names == {f"{array.stem}{end}.npy" for end in ("", "-squash", "-pad")}
+    assert len({data.fingerprint for data in (cropped, squashed, padded)}) == 3
+    assert not torch.equal(squashed.images, cropped.images) and padded.images[:, :, :4].max() == 0
+    (here / f"data/{array.stem}-squash.npy").write_bytes(array.read_bytes()[:300])
+    capsys.readouterr()
+    again = load("photos", 16, fit="squash")
+    assert torch.equal(again.images, squashed.images) and again.fingerprint == squashed.fingerprint
+    said = capsys.readouterr().err
+    assert f"{array.stem}-squash.npy is damaged" in said.replace(os.sep, "/")
+    assert array.stat() == before and torch.equal(load("photos", 16).images, cropped.images)
+    datasets.main([])
+    assert f"{array.stem}-pad.npy, 2 images, 16x16x3" in capsys.readouterr().out
+    with pytest.raises(InputError, match="unknown fit 'Squash': use crop, squash, pad"):
+        load("photos", 16, fit="Squash")
+
+
+def test_fit_on_the_command_line(here, capsys):
+    make_folder(here / "photos", ["train/0.png", "train/1.png", "test/2.png"], size=(40, 20))
+    datasets.main("photos --size 16 --fit pad --split all --show p.png".split())
+    words = "3 of 3 images, resized and padded with black to 16x16 (bicubic, antialiased)"
+    assert capsys.readouterr().out == f"wrote p.png: {words}\n"
+    drawn = Image.open("p.png").convert("RGB")
+    assert np.asarray(drawn)[:4, :16].max() == 0 < np.asarray(drawn)[4:12, :16].min(2).max()
+    datasets.main("photos --size 16 --fit squash".split())
+    out = capsys.readouterr().out
+    assert "squashed to 16x16" in out and "2 images to train on, 1 held out" in out
+    assert not list(here.glob("data/*-16.npy"))  # nothing was cropped
+
+
+def test_shapes_are_drawn_whatever_the_fit():
+    cropped = load("shapes", 16, "test")
+    padded = load("shapes", 16, "test", "pad")
+    assert torch.equal(cropped.images, padded.images) and padded.note == "drawn at 16x16"
+    assert cropped.fingerprint == padded.fingerprint
 
 
 def test_a_folder_with_the_name_of_a_set(here, capsys):
