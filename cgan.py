@@ -91,7 +91,7 @@ PRESETS = {
     # discriminator slower than the generator. Ours: how much of each
     "animals": dict(
         data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4,
-        lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000,
+        lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000, fit="squash",
         report=R0,
     ),
     # What is left of R0's own list of missing pieces after an ablation. --augment pays off after
@@ -99,7 +99,7 @@ PRESETS = {
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4,
         lr_d=2.5e-4, ema=0.995, class_scale=1 / 128, class_from="real", d_norm="batch",
-        loss="logistic", augment=True,
+        loss="logistic", augment=True, fit="squash",
         report=R0,
     ),
 }  # fmt: skip
@@ -506,7 +506,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     datasets.require_labels(data, args.data)
     batches = training.new_batches(args, typed, data, device, args.balance)  # sets args.batch
     per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps

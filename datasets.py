@@ -43,6 +43,7 @@ import torch
 from PIL import Image
 
 from sources import (
+    FITS,
     LAYOUT,
     RANK,
     WORLD,
@@ -94,9 +95,10 @@ class Images(NamedTuple):
 # ---------------------------------------------------------------------------------------- load
 
 
-def load(name_or_path, size, split="train"):
+def load(name_or_path, size, split="train", fit="crop"):
     """One split of a data set as Images of size x size pixels.
 
+    fit: how images that are not square become square, "crop", "squash" or "pad": sources.fitted.
     split: "train", "test" or "all". A set without a split of its own trains on everything ("train"
     is all of it). Its "test" is then a fixed random part, a tenth of the images but at least 2,000
     if there are as many: good for metrics, but not held out (`held_out` is False).
@@ -105,25 +107,22 @@ def load(name_or_path, size, split="train"):
     name_or_path = str(name_or_path)
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split '{split}': use train, test or all")
+    if fit not in FITS:
+        raise InputError(f"unknown fit '{fit}': use {', '.join(FITS)}")
     if is_named(name_or_path) and Path(name_or_path).exists():
         words = f"is the known set; for the path here, write ./{name_or_path}"
         say_once(f"note: '{name_or_path}' {words}")
     if name_or_path == "shapes":
         return shapes(size, split)
     name, key, stamp, open_source = locate(name_or_path, size)
-    pixels, info = prepared(key, stamp, size, open_source)
+    pixels, info = prepared(key, stamp, size, open_source, fit)
     for line in info["remarks"]:
         say_once(line)
     images = torch.from_numpy(pixels)
     labels = None if info["labels"] is None else torch.tensor(info["labels"])
+    held_out = info["split"] is not None
     data = Images(
-        images=images,
-        labels=labels,
-        classes=info["classes"],
-        name=name,
-        fingerprint=info["fingerprint"],
-        held_out=info["split"] is not None,
-        note=info["note"],
+        images, labels, info["classes"], name, info["fingerprint"], held_out, info["note"]
     )
     if split == "all" or (split == "train" and not data.held_out):
         return data
@@ -216,28 +215,58 @@ def pick(data, rows, note=""):
     return data._replace(images=data.images[rows], labels=labels, note=data.note + note)
 
 
-def load_parts(name_or_path, size, count=0):
+def rows_per_class(data, count, seed=0):
+    """Rows of at most `count` random images of each class, int64 (n,), class by class.
+
+    Those for a smaller count are among those for a larger one. Without labels, all images are one
+    class.
+    """
+    labels = torch.zeros(len(data.images)) if data.labels is None else data.labels
+    rows = []
+    for label in range(max(1, len(data.classes))):
+        members = (labels == label).nonzero()[:, 0]
+        rows.append(members[shuffled(len(members), seed)[:count]])
+    return torch.cat(rows)
+
+
+def limited(data, per_class):
+    """Training images with at most `per_class` of each class. A line says how many these are."""
+    rows = rows_per_class(data, per_class).sort().values
+    limit = f"at most {per_class:,} {'a class' if data.classes else 'in all'}"
+    words = f"{len(rows):,} of {len(data.images):,} training images are used ({limit})"
+    counts = zip(data.classes, class_counts(data), strict=True)
+    fewer = [f"{printable(name, 40)} has {count:,}" for name, count in counts if count < per_class]
+    if fewer:
+        words += f"; classes with fewer: {len(fewer)}, the first: {fewer[0]}"
+    say_once(f"{printable(data.name)}: {words}")
+    return pick(data, rows, f", {limit}")
+
+
+def load_parts(name_or_path, size, count=0, fit="crop", per_class=None):
     """(training images, held-out images in random order, or None).
 
     These are the splits of the set. If it has none, `count` images are held out at random, always
-    the same ones.
+    the same ones. per_class: use at most so many training images of each class.
     """
-    data = load(name_or_path, size)
+    data = load(name_or_path, size, fit=fit)
+    held_out = None
     if data.held_out and count:
         raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
     if data.held_out:
-        test = load(name_or_path, size, "test")
-        data = data._replace(note=f"{data.note}, without {len(test.images)} held-out ones")
-        return data, pick(test, shuffled(len(test.images), 0))
-    if not count:
-        return data._replace(note=f"{data.note}, none of them held out"), None
-    total = len(data.images)
-    if not 1 < count < total:
-        words = f"has {total} images: --hold-out must be from 2 to less than that"
-        raise InputError(f"'{data.name}' {words}")
-    order = shuffled(total, 0)
-    train = pick(data, order[count:].sort().values, f", without {count} held-out ones")
-    return train, pick(data, order[:count], ", held out")
+        test = load(name_or_path, size, "test", fit)
+        count = len(test.images)
+        held_out = pick(test, shuffled(count, 0))
+    elif count:
+        total = len(data.images)
+        if not 1 < count < total:
+            words = f"has {total} images: --hold-out must be from 2 to less than that"
+            raise InputError(f"'{data.name}' {words}")
+        order = shuffled(total, 0)
+        held_out = pick(data, order[:count], ", held out")
+        data = pick(data, order[count:].sort().values)
+    words = f"without {count} held-out ones" if count else "none of them held out"
+    data = data._replace(note=f"{data.note}, {words}")
+    return limited(data, per_class) if per_class else data, held_out
 
 
 def measured_on(train, held_out):
@@ -345,10 +374,8 @@ def channel_moments(images):
 
 def default_size(name_or_path):
     """A fitting --size: 32 where the images are no larger than that (28x28 is padded), else 64."""
-    name_or_path = str(name_or_path)
-    if name_or_path in SIZE_32:
-        return 32
-    return 32 if native_size(name_or_path) <= 32 else 64
+    small = str(name_or_path) in SIZE_32 or native_size(name_or_path) <= 32
+    return 32 if small else 64
 
 
 def native_size(name_or_path):
@@ -591,27 +618,28 @@ def shuffled(n, seed):
 # --------------------------------------------------------------------------------- preparation
 
 
-def prepared(key, stamp, size, open_source):
+def prepared(key, stamp, size, open_source, fit):
     """The prepared array of a source: from data/<key>-<size>.npy if that is up to date, else made.
 
+    Where fit is not "crop", the name is <key>-<size>-<fit>.npy.
     The .json next to it is written last and removed first, so an array without one is never used.
     Returns uint8 (N, C, size, size), memory-mapped copy-on-write, and the dict of the .json.
     Raises InputError if data/ cannot be written.
     """
-    array = DATA / f"{key}-{size}.npy"
-    about = DATA / f"{key}-{size}.json"
+    name = f"{key}-{size}" if fit == "crop" else f"{key}-{size}-{fit}"
+    array = DATA / f"{name}.npy"
+    about = DATA / f"{name}.json"
     result = read_prepared(array, about, stamp)
     if result:
         return result
-    lock = DATA / f"{key}-{size}.lock"
+    lock = DATA / f"{name}.lock"
     try:
         DATA.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
         words = f"the folder {DATA} for prepared images cannot be written here"
         raise InputError(f"{words} ({short(error)}): start in another folder") from None
-    wait = f"another process is preparing {printable(key)}; waiting for it"
-    with locked(lock, wait=wait):
+    with locked(lock, wait=f"another process is preparing {printable(key)}; waiting for it"):
         result = read_prepared(array, about, stamp)
         if result:  # the other process has prepared it
             return result
@@ -621,7 +649,7 @@ def prepared(key, stamp, size, open_source):
             print(f"{printable(array)} {words}", file=sys.stderr)
         about.unlink(missing_ok=True)
         remove_half_written(DATA)
-        info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
+        info = {"name": key, "stamp": stamp, **prepare(source, size, array, key, fit)}
         write_text(about, json.dumps({**info, "checksum": checksum(info)}))
         return np.load(array, mmap_mode="c"), info
 
@@ -708,6 +736,7 @@ def parse_args(argv=None):
     size = number(int, 8, 1025)
     add("--size", type=size, default=64, metavar="N", help="side in pixels [%(default)s]")
     add("--split", choices=["train", "test", "all"], default="train", help="[%(default)s]")
+    add("--fit", choices=FITS, default="crop", help="to make images square [%(default)s]")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
     add("--stats", action="store_true", help="print counts, balance, channel means")
     add("--svd", metavar="FILE.png", type=png_name, help="plot singular values, print dimensions")
@@ -726,11 +755,11 @@ def main(argv=None):
     if args.data is None:
         list_data()
         return
-    data = load(args.data, args.size, args.split)
+    data = load(args.data, args.size, args.split, args.fit)
     if args.show:
         rows = shuffled(len(data.images), 0)[:64]
         save_picture(grid(data.images[rows]), args.show)
-        print(f"wrote {args.show}")
+        print(f"wrote {args.show}: {len(rows)} of {len(data.images):,} images, {data.note}")
         if not (args.stats or args.svd):
             return
     with needed("analysis.py"):
@@ -739,7 +768,7 @@ def main(argv=None):
         print(analysis.stats_text(data))
         if data.held_out:
             with contextlib.suppress(InputError):  # one side of the split may be empty
-                parts = [load(args.data, args.size, split) for split in ("train", "test")]
+                parts = [load(args.data, args.size, part, args.fit) for part in ("train", "test")]
                 print(f"{len(parts[0].images)} images to train on, {len(parts[1].images)} held out")
                 if data.labels is not None:
                     distance, divergence = analysis.jensen_shannon(*map(class_counts, parts))
@@ -768,8 +797,7 @@ def list_data():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             shape = json.loads(about.read_text(encoding="utf-8"))["shape"]
             n, channels, height, width = (operator.index(length) for length in shape)
-            megabytes = array.stat().st_size / 1e6
-            size = f"{height}x{width}x{channels}, {megabytes:,.1f} MB"
+            size = f"{height}x{width}x{channels}, {array.stat().st_size / 1e6:,.1f} MB"
             print(f"prepared: {printable(array)}, {n:,} images, {size}")
     for kind in ("downloads", "features"):
         folder = DATA / kind

@@ -84,7 +84,7 @@ PRESETS = {
         report=R4C,
     ),
     "animals": dict(
-        data="animals", size=64, width=64, flip=True, batch=64, steps=100_000,
+        data="animals", size=64, fit="squash", width=64, flip=True, batch=64, steps=100_000,
         lr=2e-4, ema=0.9995,
         guidance=2.0, sample_every=5000, save_every=5000,
         report=R4C,
@@ -600,7 +600,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     if data.labels is None:  # all images are of one class
         labels = torch.zeros(len(data.images)).long()
         data = data._replace(labels=labels, classes=[data.name])

@@ -334,7 +334,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     if args.conditional:
         datasets.require_labels(data, args.data)
     else:

@@ -529,11 +529,14 @@ def real_images(args):
     about = args["data"]
     if "data" not in flags:
         raise InputError("args.json does not name the data of the run")
-    count = flags.get("hold_out")
-    if count:
-        _, real = datasets.load_parts(flags["data"], about["size"], count)
+    where = (flags["data"], about["size"])
+    count = flags.get("hold_out", 0)
+    fit = flags.get("fit", "crop")  # older runs have no such flag
+    limit = flags.get("limit_per_class")
+    if count or limit:
+        real, _ = datasets.measured_on(*datasets.load_parts(*where, count, fit, limit))
     else:
-        real = datasets.load(flags["data"], about["size"], "test")
+        real = datasets.load(*where, "test", fit)
     if real.fingerprint != about.get("fingerprint"):
         words = "is not the data that this run was trained on (its fingerprint differs)"
         raise InputError(f"'{flags['data']}' {words}")

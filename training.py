@@ -77,6 +77,8 @@ def add_run_flags(parser, presets, any_size=False):
     add("--steps", type=some, help="length in turns of the training loop; wins over --epochs")
     add("--batch", type=number(int, 2), default=128, help="images in an update [%(default)s]")
     add("--size", **size, help="side in pixels [32 for small images, else 64]")
+    add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
+    add("--limit-per-class", type=none, default=0, help="training images of each class; 0: all")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness [%(default)s]")
     add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step [%(default)s]")
     add("--ema", type=number(float, 0, 1), default=0.0, help="decay of averaged weights; 0: none")
@@ -1075,12 +1077,13 @@ def read_checkpoint(path):
         raise InputError(f"'{path}' is not a checkpoint of this collection")
     checkpoint.setdefault("total", 2**48 - 1)  # older ones lack it
     check_fields(path, checkpoint, step=int, total=int, flags=dict, data=dict, models=dict)
-    check_fields(path, checkpoint["flags"], size=int, seed=int, ema=(int, float))
+    flags = {"fit": "crop", "limit_per_class": 0, **checkpoint["flags"]}  # older ones lack these
+    check_fields(path, flags, size=int, seed=int, ema=(int, float), fit=str, limit_per_class=int)
+    checkpoint["flags"] = flags
     about = checkpoint["data"]
     check_fields(path, about, size=int, channels=int, classes=list, fingerprint=str)
-    same_size = about["size"] == checkpoint["flags"]["size"]
     names = all(isinstance(name, str) for name in about["classes"])
-    if checkpoint["step"] > checkpoint["total"] or not same_size or not names:
+    if checkpoint["step"] > checkpoint["total"] or about["size"] != flags["size"] or not names:
         raise InputError(f"'{path}' is damaged: its step, sizes or classes make no sense")
     return checkpoint
 

@@ -366,7 +366,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size, args.hold_out)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, args.hold_out, args.fit, args.limit_per_class
+    )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = batches.per_epoch  # steps
     total = args.steps or args.epochs * per_epoch

@@ -582,7 +582,9 @@ def main(argv=None):
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
     check_growth(args, typed)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.critic_steps)  # steps
     total = args.steps or args.epochs * per_epoch

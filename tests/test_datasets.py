@@ -353,6 +353,53 @@ def test_how_many_images_are_held_out_is_said(here):
     assert load_parts("t", 16)[0].note.endswith(", none of them held out")
 
 
+def test_two_fits_lie_side_by_side(here, capsys):
+    """Each has files of its own. Damage to one is said, and the other is left alone."""
+    make_folder(here / "photos", ["cat/0.png", "dog/1.png"], size=(40, 20))
+    cropped = load("photos", 16)
+    [array] = here.glob("data/*.npy")
+    assert re.fullmatch(r"photos-[0-9a-f]{8}-16\.npy", array.name)  # as before there was --fit
+    before = array.stat()
+    squashed = load("photos", 16, fit="squash")
+    squashed = squashed._replace(images=squashed.images.clone())  # not mapped from the file
+    padded = load("photos", 16, "test", "pad")
+    names = {path.name for path in here.glob("data/*.npy")}
+    assert names == {f"{array.stem}{end}.npy" for end in ("", "-squash", "-pad")}
+    assert len({data.fingerprint for data in (cropped, squashed, padded)}) == 3
+    assert not torch.equal(squashed.images, cropped.images) and padded.images[:, :, :4].max() == 0
+    (here / f"data/{array.stem}-squash.npy").write_bytes(array.read_bytes()[:300])
+    capsys.readouterr()
+    again = load("photos", 16, fit="squash")
+    assert torch.equal(again.images, squashed.images) and again.fingerprint == squashed.fingerprint
+    said = capsys.readouterr().err
+    assert f"{array.stem}-squash.npy is damaged" in said.replace(os.sep, "/")
+    assert array.stat() == before and torch.equal(load("photos", 16).images, cropped.images)
+    datasets.main([])
+    assert f"{array.stem}-pad.npy, 2 images, 16x16x3" in capsys.readouterr().out
+    with pytest.raises(InputError, match="unknown fit 'Squash': use crop, squash, pad"):
+        load("photos", 16, fit="Squash")
+
+
+def test_fit_on_the_command_line(here, capsys):
+    make_folder(here / "photos", ["train/0.png", "train/1.png", "test/2.png"], size=(40, 20))
+    datasets.main("photos --size 16 --fit pad --split all --show p.png".split())
+    words = "3 of 3 images, resized and padded with black to 16x16 (bicubic, antialiased)"
+    assert capsys.readouterr().out == f"wrote p.png: {words}\n"
+    drawn = Image.open("p.png").convert("RGB")
+    assert np.asarray(drawn)[:4, :16].max() == 0 < np.asarray(drawn)[4:12, :16].min(2).max()
+    datasets.main("photos --size 16 --fit squash".split())
+    out = capsys.readouterr().out
+    assert "squashed to 16x16" in out and "2 images to train on, 1 held out" in out
+    assert not list(here.glob("data/*-16.npy"))  # nothing was cropped
+
+
+def test_shapes_are_drawn_whatever_the_fit():
+    cropped = load("shapes", 16, "test")
+    padded = load("shapes", 16, "test", "pad")
+    assert torch.equal(cropped.images, padded.images) and padded.note == "drawn at 16x16"
+    assert cropped.fingerprint == padded.fingerprint
+
+
 def test_a_folder_with_the_name_of_a_set(here, capsys):
     make_folder(here / "shapes", ["cat/0.png", "dog/1.png"])
     for _ in range(2):

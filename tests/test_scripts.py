@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, at_step, program
+from conftest import ROOT, at_step, make_folder, program
 from PIL import Image
 
 import datasets
@@ -431,6 +431,81 @@ def test_only_the_flags_of_a_short_set_may_change(tiny, name, capsys):
     assert args.steps is None and typed == {"resume", "epochs"}
     for flags in (["--seed", "1"], ["--batch", "16"], ["--lr", "0.5"], ["--ema", "0.5"]):
         assert "cannot become" in error_of(capsys, name, "--resume", "r", *flags)
+
+
+@every_script
+def test_fit_and_limit_reach_the_data(tiny, name, capsys):
+    make_folder(tiny / "photos", [f"{c}/{i}.png" for c in "ab" for i in range(20)], size=(24, 16))
+    datasets.say_once.cache_clear()
+    flags = "--data photos --batch 4 --fit squash --limit-per-class 9".split()
+    hold_out = ["--hold-out", "4"] if name in AUTOENCODERS else []
+    train(name, *flags, *hold_out, "--dry-run")
+    out, err = capsys.readouterr()
+    assert f"18 of {36 if hold_out else 40} training images are used (at most 9 a class)" in err
+    assert "18 images (3, 16, 16), squashed to 16x16 (bicubic, antialiased), " in out
+
+
+def test_a_run_on_a_part_of_the_data_is_not_resumed_on_another(tiny, capsys):
+    """What it was trained on is in the checkpoint and in the first lines. Older checkpoints lack
+    the flags: those were trained on all images, cropped."""
+    datasets.say_once.cache_clear()
+    whole = datasets.load("tiny.npz", 16)
+    train("dcgan", "--steps", "2", "--out", "r", "--limit-per-class", "33", "--fit", "pad")
+    out, err = capsys.readouterr()
+    assert "99 of 100 training images are used (at most 33 a class)" in err
+    assert (
+        "tiny 16x16, 99 images (16x16 as they are, none of them held out, at most 33 a cla" in out
+    )
+    assert "3 classes: a 33, b 33, c 33" in out
+    checkpoint = read_checkpoint("r")
+    about = checkpoint["data"]
+    assert about["count"] == 99 and about["counts"] == [33, 33, 33]
+    assert about["fingerprint"] == whole.fingerprint
+
+    def refused(*flags):
+        return error_of(capsys, "dcgan", "--resume", "r", "--steps", "4", *flags)
+
+    assert "--fit was pad in this run and cannot become crop" in refused("--fit", "crop")
+    words = "--limit-per-class was 33 in this run and cannot become"
+    for limit in ("0", "34"):
+        assert words in refused("--limit-per-class", limit)
+    run("dcgan", "--resume", "r", "--steps", "4", "--limit-per-class", "33", "--fit", "pad")
+    assert read_checkpoint("r")["data"]["count"] == 99
+
+    train("dcgan", "--steps", "2", "--out", "old")
+    older = torch.load("old/last.pt", weights_only=True)
+    for flag in ("fit", "limit_per_class"):
+        del older["flags"][flag]
+    torch.save(older, "old/last.pt")
+    for flags in (["--fit", "squash"], ["--limit-per-class", "9"]):
+        error = error_of(capsys, "dcgan", "--resume", "old", "--steps", "3", *flags)
+        assert f"cannot become {flags[1]}" in error
+    run("dcgan", "--resume", "old", "--steps", "3", "--fit", "crop", "--limit-per-class", "0")
+    flags = read_checkpoint("old")["flags"]
+    assert flags["fit"] == "crop" and flags["limit_per_class"] == 0
+    for flag in ("fit", "limit_per_class"):
+        torch.save({**older, "flags": {**older["flags"], flag: [1]}}, "old/last.pt")
+        assert "damaged" in error_of(capsys, "dcgan", "--resume", "old", "--steps", "4")
+
+
+def test_a_limit_that_no_class_reaches_changes_nothing(tiny):
+    train("vae_mlp", "--steps", "3", "--out", "a")
+    train("vae_mlp", "--steps", "3", "--out", "b", "--limit-per-class", "34", "--fit", "squash")
+    assert_same("a", "b")
+
+
+def test_presets_prepare_images_as_the_reports_did():
+    """R0 squashed its animals, and R1 trained on 1,000 paintings of each style."""
+    squashed = set()
+    for name in SCRIPTS:
+        for preset, flags in training.load_script(name).PRESETS.items():
+            if flags.get("data") == "animals":
+                squashed.add((name, preset))
+            assert flags.get("fit") == ("squash" if flags.get("data") == "animals" else None)
+            limit = 1000 if flags.get("data") == "artbench10" else None
+            assert flags.get("limit_per_class") == limit
+    presets = {("cvae", "animals"), ("cgan", "animals"), ("cgan", "best"), ("ddpm", "animals")}
+    assert squashed == presets
 
 
 @every_script
