@@ -45,7 +45,6 @@ import contextlib
 import functools
 import html
 import io
-import itertools
 import json
 import math
 import os
@@ -235,11 +234,16 @@ def loss_panels(log):
     panels = {}
     for name in log:
         if name not in ("step", "epoch", "seconds", "img_per_s"):
-            kind = name.removeprefix("loss_").split("_")[0]
-            kind = name if kind in OVERLAYS else kind
+            kind = name if figure_of(name) else name.removeprefix("loss_").split("_")[0]
             is_metric = not name.startswith("loss_")
             panels.setdefault((is_metric, kind), []).append(name)
     return [panels[key] for key in sorted(panels, key=lambda key: key[0])]
+
+
+def figure_of(column):
+    """Which of OVERLAYS shows a column of log.csv, or ""."""
+    kind = column.split("_")[0].removesuffix("-3")
+    return kind if kind in OVERLAYS else ""
 
 
 def column_title(name):
@@ -319,9 +323,9 @@ def draw_losses(folder, args):
     for axis, names in zip(axes, panels, strict=True):
         curves = []
         fid = []  # the lowest, where it is in this panel
-        for name, color in zip(names, itertools.cycle(LINES)):
-            label = column_title(name).replace("$", r"\$")
-            curves.append((label, log["step"], column_values(log, name), color))
+        for index, name in enumerate(names):
+            color = LINES[index % len(LINES)]
+            curves.append((column_title(name), log["step"], column_values(log, name), color))
             if best and best[0] == name:
                 step = log["step"][best[1]]
                 fid = [log[name][best[1]]]
@@ -725,16 +729,15 @@ def draw_grid(folder, count, device):
 
 
 def overlay_columns(logs):
-    """The columns of several logs, by the figure that shows them: {"losses": [...], "fid": ...}.
+    """The columns of several logs, by the figure that shows them: {"losses": [...], "FID": ...}.
 
     Only losses.png shows the noise.
     """
     columns = [name for log in logs for panel in loss_panels(log) for name in panel]
     figures = {}
     for name in dict.fromkeys(columns):
-        kind = name.split("_")[0].removesuffix("-3")
         if name != "noise":
-            figures.setdefault(kind if kind in OVERLAYS else "losses", []).append(name)
+            figures.setdefault(figure_of(name).upper() or "losses", []).append(name)
     return figures
 
 
@@ -743,7 +746,7 @@ def draw_overlay(kind, columns, runs):
 
     runs: [(name, log)]. A run looks the same in all panels and figures.
     """
-    title = f"{NAMES.get(kind, kind)} of {len(runs)} runs"
+    title = f"{len(runs)} runs: {kind} (where values are pale, the line is their running mean)"
     figure = new_figure(12, 1.3 + 2.5 * len(columns) + 0.2 * len(runs), title)
     axes = figure.subplots(len(columns), 2, sharex="col", sharey="row", squeeze=False)
     from matplotlib.lines import Line2D
@@ -802,7 +805,7 @@ def facts(folder, log, checkpoint):
 
 
 def best_fid(folder, log, checkpoint):
-    """The lowest FID that was measured during training: {what: (value, "", protocol)} or {}."""
+    """What was measured at the step of the lowest FID: {what: (value, "", protocol)} or {}."""
     best = best_row(folder, log)
     if best is None:
         return {}
@@ -810,7 +813,12 @@ def best_fid(folder, log, checkpoint):
     every = checkpoint["flags"]["eval_every"]
     protocol = f"the lowest of those measured during training, every {every} steps"
     value = f"{log[name][row]:.2f} ({log['step'][row]:,.0f})"
-    return {f"best {column_title(name)} (step)": (value, "", protocol)}
+    values = {f"best {column_title(name)} (step)": (value, "", protocol)}
+    for other in log:
+        if figure_of(other) and other != name and np.isfinite(log[other][row]):
+            value = f"{column_values(log, other)[row]:.4g}"
+            values[f"{column_title(other)} at that step"] = (value, "", "")
+    return values
 
 
 def cells(values, metrics, report, which=""):
@@ -861,8 +869,8 @@ def later_values(folder, metrics):
             result = read_json(path, "remove it")
             which = f" of {result['checkpoint']} against {result['real']}"
             values |= cells(result["values"], metrics, {}, which)
-        except Exception as problem:  # whatever is wrong with the file, the others count
-            print(printable(f"{path} is left out: {reason(problem)}", 2000), file=sys.stderr)
+        except Exception:  # whatever is wrong with the file, the others count
+            print(printable(f"'{path}' is damaged and left out", 2000), file=sys.stderr)
     return values
 
 
@@ -917,7 +925,7 @@ def compare(folders, overlays=()):
         line = [f"<{tag}>{as_html(cell)}</{tag}>" for cell in row]
         page.append(f"<tr>{''.join(line)}</tr>")
     page += ["</table></div>", "<ul>", *(f"<li>{as_html(note)}" for note in notes), "</ul>"]
-    page += map(embedded, overlays)
+    page += ["<div class='curves'>", *map(embedded, overlays), "</div>"]
     for name, folder in zip(names, folders, strict=True):
         page += [f"<h2>{as_html(name)}</h2>", *map(embedded, pictures_of(folder))]
     return text, "\n".join(page) + "\n"
@@ -931,7 +939,7 @@ PAGE_HEAD = """<!doctype html><meta charset='utf-8'><title>comparison</title>
 <meta name='viewport' content='width=device-width'>
 <style>body{font:15px sans-serif;margin:2em;overflow-wrap:anywhere}img{max-width:100%}
 td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}li{color:#555}
-div{overflow-x:auto}td,th{overflow-wrap:normal}</style>"""
+div{overflow-x:auto}.curves img{min-width:50em}td,th{overflow-wrap:normal}</style>"""
 
 
 def pictures_of(folder):
@@ -1037,7 +1045,7 @@ def main(argv=None):
         pictures = {}
         for kind, columns in overlay_columns([log for _, log in runs]).items():
             make = functools.partial(draw_overlay, kind, columns, runs)
-            pictures[f"{base.name}-{kind}.png"] = make
+            pictures[f"{base.name}-{kind.lower()}.png"] = make
         overlays = write_pictures(base.parent, pictures)
         for path in overlays:
             print(f"wrote {printable(os.path.relpath(path))}")
