@@ -807,14 +807,14 @@ def facts(folder, log, checkpoint):
     }
 
 
-def best_fid(folder, log, checkpoint):
+def best_fid(folder, log):
     """What was measured at the step of the lowest FID: {what: (value, "", protocol)} or {}."""
     best = best_row(folder, log)
     if best is None:
         return {}
     name, row = best
-    every = checkpoint["flags"]["eval_every"]
-    protocol = f"the lowest of those measured during training, every {every} steps"
+    count = np.isfinite(log[name]).sum()
+    protocol = f"the lowest of {count} measured during training"
     value = f"{log[name][row]:.2f} ({log['step'][row]:,.0f})"
     values = {f"best {column_title(name)} (step)": (value, "", protocol)}
     for other in log:
@@ -885,7 +885,7 @@ def comparison_table(folders, names):
         log = read_columns(folder)
         checkpoint = training.read_checkpoint(folder)
         run = {what: (words, "", "") for what, words in facts(folder, log, checkpoint).items()}
-        run |= best_fid(folder, log, checkpoint)
+        run |= best_fid(folder, log)
         runs[name] = run | final_values(folder, checkpoint, metrics) | later_values(folder, metrics)
     rows = [["", *names, "real images"]]
     notes = []
