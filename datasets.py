@@ -759,7 +759,8 @@ def main(argv=None):
     if args.show:
         rows = shuffled(len(data.images), 0)[:64]
         save_picture(grid(data.images[rows]), args.show)
-        print(f"wrote {args.show}: {len(rows)} of {len(data.images):,} images, {data.note}")
+        say_once(f"{printable(data.name)}: {len(rows)} of {len(data.images):,} images, {data.note}")
+        print(f"wrote {args.show}")
         if not (args.stats or args.svd):
             return
     with needed("analysis.py"):

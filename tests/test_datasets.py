@@ -384,7 +384,8 @@ def test_fit_on_the_command_line(here, capsys):
     make_folder(here / "photos", ["train/0.png", "train/1.png", "test/2.png"], size=(40, 20))
     datasets.main("photos --size 16 --fit pad --split all --show p.png".split())
     words = "3 of 3 images, resized and padded with black to 16x16 (bicubic, antialiased)"
-    assert capsys.readouterr().out == f"wrote p.png: {words}\n"
+    out, err = capsys.readouterr()
+    assert out == "wrote p.png\n" and f"photos: {words}\n" in err
     drawn = Image.open("p.png").convert("RGB")
     assert np.asarray(drawn)[:4, :16].max() == 0 < np.asarray(drawn)[4:12, :16].min(2).max()
     datasets.main("photos --size 16 --fit squash".split())
