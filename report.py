@@ -7,7 +7,7 @@
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
     python report.py runs/dcgan-cats-1 --extremes
-    python report.py runs/wgan_gp-food64-*      # and how these runs compare
+    python report.py runs/wgan_gp-food64-1 runs/wgan_gp-food64-2 runs/wgan_gp-food64-3
 
 It writes into each run directory
 
