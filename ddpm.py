@@ -84,7 +84,7 @@ PRESETS = {
         report=R4C,
     ),
     "animals": dict(
-        data="animals", size=64, width=64, flip=True, batch=64, steps=100_000,
+        data="animals", size=64, fit="squash", width=64, flip=True, batch=64, steps=100_000,
         lr=2e-4, ema=0.9995,
         guidance=2.0, sample_every=5000, save_every=5000,
         report=R4C,
@@ -92,7 +92,7 @@ PRESETS = {
     "mnist": dict(  # a quarter of an hour on two older CPU cores, 6 minutes with AMX
         data="mnist", size=32, width=32, blocks=1, dropout=0.0, batch=32, steps=2200,
         lr=2e-3, lr_decay=0.99895, ema=0.99,
-        guidance=3.0, sample_steps=20, eta=1.0, sample_every=550, save_every=550,
+        guidance=3.0, sample_steps=20, eta=1.0, sample_every=550, save_every=550, eval_every=1100,
         report=R4C,
     ),
     # For a few hundred images. A network of this size could memorize them, hence the dropout.
@@ -101,12 +101,6 @@ PRESETS = {
         lr=1e-3, lr_decay=0.9995, ema=0.995,
         guidance=1.5, sample_steps=25, eta=1.0, sample_every=500, save_every=500,
     ),
-}  # fmt: skip
-
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
 }  # fmt: skip
 
 # How images are sampled: {flag: (default, type, help)}. sample.py has these flags as well.
@@ -149,7 +143,7 @@ def parse_args(argv=None):
             f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{words} [%(default)s]"
         )
     training.add_run_flags(parser, PRESETS)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+    args, typed = training.parse(parser, PRESETS, SCRIPT, argv)
     complete_sampling(typed, vars(args))  # fails early
     return args, typed
 
@@ -606,7 +600,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     if data.labels is None:  # all images are of one class
         labels = torch.zeros(len(data.images)).long()
         data = data._replace(labels=labels, classes=[data.name])
@@ -637,11 +633,14 @@ def main(argv=None):
     step = captured(partial(unet_step, unet, optimizer, autocast, args.drop_label, args.flip))
     ema_step = captured(partial(training.update_ema, denoiser, unet))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -659,24 +658,25 @@ def main(argv=None):
             x_0, labels = next(batches)
             loss = step(x_0, labels)
             if args.ema > 0:
-                decay = training.ema_decay(args.ema, run.step, device)
-                ema_step(decay)
+                ema_step(training.ema_decay(args.ema, run.step, device))
             run.count(loss=loss)  # step += 1
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
                 # the same noise each time, so that the curve shows the network only
-                fake = generate(denoiser, args.eval_images, args.seed + 2, noise_seed=0)
+                fake = generate(denoiser, len(reference.choose), args.seed + 2, noise_seed=0)
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
                 run.write_log(**scores)  # waits for the device; stops the run at NaN
             if last or run.every(sample_every):
                 draw(run, denoiser, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("unet")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -684,11 +684,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(denoiser, args.eval_images, args.seed + 2)
+            fake = generate(denoiser, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 real_words=reference.words,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,

@@ -84,7 +84,7 @@ TIMES = (("step", 1, "step"), ("seconds", 60, "minutes of training"))  # column,
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # one for each four runs
 RING = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": "#c4003c", "linestyle": ""}
 OVERLAYS = ("fid", "kid", "ms-ssim", "ssim")  # columns of log.csv with a figure of their own
-NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM (three scales)", "ssim": "SSIM"}
+NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM, 3 scales", "ssim": "SSIM"}
 BEST = ("best.pt", "last.pt")  # the best checkpoint is the first of these that is there
 GIF_FRAMES = 60  # at most
 GIF_SIDE = 640  # pixels
@@ -604,11 +604,14 @@ def real_images(args):
     about = args["data"]
     if "data" not in flags:
         raise InputError("args.json does not name the data of the run")
-    count = flags.get("hold_out")
-    if count:
-        _, real = datasets.load_parts(flags["data"], about["size"], count)
+    where = (flags["data"], about["size"])
+    count = flags.get("hold_out", 0)
+    fit = flags.get("fit", "crop")  # older runs have no such flag
+    limit = flags.get("limit_per_class")
+    if count or limit:
+        real, _ = datasets.measured_on(*datasets.load_parts(*where, count, fit, limit))
     else:
-        real = datasets.load(flags["data"], about["size"], "test")
+        real = datasets.load(*where, "test", fit)
     if real.fingerprint != about.get("fingerprint"):
         words = "is not the data that this run was trained on (its fingerprint differs)"
         raise InputError(f"'{flags['data']}' {words}")
@@ -804,14 +807,14 @@ def facts(folder, log, checkpoint):
     }
 
 
-def best_fid(folder, log, checkpoint):
+def best_fid(folder, log):
     """What was measured at the step of the lowest FID: {what: (value, "", protocol)} or {}."""
     best = best_row(folder, log)
     if best is None:
         return {}
     name, row = best
-    every = checkpoint["flags"]["eval_every"]
-    protocol = f"the lowest of those measured during training, every {every} steps"
+    count = np.isfinite(log[name]).sum()
+    protocol = f"the lowest of {count} measured during training"
     value = f"{log[name][row]:.2f} ({log['step'][row]:,.0f})"
     values = {f"best {column_title(name)} (step)": (value, "", protocol)}
     for other in log:
@@ -882,7 +885,7 @@ def comparison_table(folders, names):
         log = read_columns(folder)
         checkpoint = training.read_checkpoint(folder)
         run = {what: (words, "", "") for what, words in facts(folder, log, checkpoint).items()}
-        run |= best_fid(folder, log, checkpoint)
+        run |= best_fid(folder, log)
         runs[name] = run | final_values(folder, checkpoint, metrics) | later_values(folder, metrics)
     rows = [["", *names, "real images"]]
     notes = []

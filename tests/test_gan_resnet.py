@@ -118,8 +118,8 @@ def textbook(args):
     losses = []
     for step in range(args.steps):
         sigma = args.noise * max(0, 1 - step / args.noise_steps)
-        opt_g.param_groups[0]["lr"] = args.lr_g * args.lr_decay**step
-        opt_d.param_groups[0]["lr"] = args.lr_d * args.lr_decay**step
+        opt_g.param_groups[0]["lr"] = (args.lr_g or args.lr) * args.lr_decay**step
+        opt_d.param_groups[0]["lr"] = (args.lr_d or args.lr) * args.lr_decay**step
 
         def probability(images, y, sigma=sigma):
             if sigma:
@@ -148,6 +148,8 @@ def textbook(args):
         losses.append({"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss})
         if args.similarity:
             losses[-1]["similarity"] = error
+        if args.noise:
+            losses[-1]["noise"] = torch.tensor(sigma)
     return losses, {"generator": generator, "discriminator": discriminator}
 
 
@@ -183,8 +185,8 @@ def test_presets_are_the_reports_settings():
     for args in (plain, conditional):
         assert {name: getattr(args, name) for name in stated} == stated
         assert args.weight_decay > 0
-    assert (plain.lr_g, plain.lr_d, plain.conditional) == (5e-5, 2e-5, False)
-    assert (conditional.lr_g, conditional.lr_d, conditional.conditional) == (5e-5, 5e-5, True)
+    assert (plain.lr, plain.lr_d, plain.conditional) == (5e-5, 2e-5, False)
+    assert (conditional.lr, conditional.lr_d, conditional.conditional) == (5e-5, None, True)
     assert conditional.similarity > 0
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, program
+from conftest import ROOT, make_folder, program
 from PIL import Image
 
 import datasets
@@ -284,7 +284,7 @@ PANELS = {  # y label: x, y
     "FID": ([20, 30, 40], [80, 90, 95]),
     "KID-768 x 10^3": ([20, 30, 40], [20, 10, 30]),
     "MS-SSIM": ([20, 30, 40], [0.06, 0.05, 0.07]),
-    "MS-SSIM (three scales)": ([20, 30], [0.12, 0.11]),
+    "MS-SSIM, 3 scales": ([20, 30], [0.12, 0.11]),
     "SSIM": ([20, 30, 40], [0.2, 0.3, 0.4]),
 }
 
@@ -414,7 +414,7 @@ def test_curves_of_two_runs(figures, logs):
         "losses": ["g", "critic"],  # no noise
         "FID": ["FID-768", "FID"],
         "KID": ["KID-768 x 10^3"],
-        "MS-SSIM": ["MS-SSIM", "MS-SSIM (three scales)"],
+        "MS-SSIM": ["MS-SSIM", "MS-SSIM, 3 scales"],
         "SSIM": ["SSIM"],
     }
     minutes = {10: 1, 20: 2, 30: 4, 40: 5}
@@ -604,6 +604,31 @@ def test_extremes_of_data_without_a_split(tiny, scored):
     assert "9 random held-out images of tiny" in scored["caption"]
     held_out = datasets.load_parts("tiny.npz", SIZE, 9)[1].images
     assert sorted(map(bytes, scored["real"].numpy())) == sorted(map(bytes, held_out.numpy()))
+
+
+@pytest.mark.parametrize("hold_out", [0, 5])
+def test_extremes_of_a_run_on_a_part_of_its_data(tmp_path, monkeypatch, scored, hold_out):
+    """Real images are made square as for the run. Training images are those it was trained on."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(
+        tmp_path / "photos", [f"{c}/{i}.png" for c in "ab" for i in range(9)], size=(24, 16)
+    )
+    run = make_run(tmp_path / "run", checkpoint=True)
+    args = report.read_run(run)
+    flags = {"fit": "squash", "limit_per_class": 3, "hold_out": hold_out}
+    args["flags"] |= {"data": "photos", **flags}
+    args["data"]["fingerprint"] = datasets.load("photos", SIZE, fit="squash").fingerprint
+    report.draw_extremes(run, args)
+    train, held_out = datasets.load_parts("photos", SIZE, hold_out, "squash", 3)
+    expected = (held_out or train).images.numpy()
+    assert sorted(map(bytes, scored["real"].numpy())) == sorted(map(bytes, expected))
+    words = "5 random held-out images" if hold_out else "6 random training images (nothing is"
+    assert words in scored["caption"]
+    del args["flags"]["fit"], args["flags"]["limit_per_class"]  # of an older run: cropped
+    args["data"]["fingerprint"] = datasets.load("photos", SIZE).fingerprint
+    report.draw_extremes(run, args)
+    cropped = {bytes(image) for image in datasets.load("photos", SIZE).images.numpy()}
+    assert {bytes(image) for image in scored["real"].numpy()} <= cropped
 
 
 @pytest.mark.parametrize(
