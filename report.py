@@ -7,7 +7,7 @@
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
     python report.py runs/dcgan-cats-1 --extremes
-    python report.py runs/wgan_gp-food64-*      # and how these runs compare
+    python report.py runs/wgan_gp-food64-1 runs/wgan_gp-food64-2 runs/wgan_gp-food64-3
 
 It writes into each run directory
 
@@ -84,7 +84,7 @@ TIMES = (("step", 1, "step"), ("seconds", 60, "minutes of training"))  # column,
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # one for each four runs
 RING = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": "#c4003c", "linestyle": ""}
 OVERLAYS = ("fid", "kid", "ms-ssim", "ssim")  # columns of log.csv with a figure of their own
-NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM (three scales)", "ssim": "SSIM"}
+NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM, 3 scales", "ssim": "SSIM"}
 BEST = ("best.pt", "last.pt")  # the best checkpoint is the first of these that is there
 GIF_FRAMES = 60  # at most
 GIF_SIDE = 640  # pixels

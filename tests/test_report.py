@@ -284,7 +284,7 @@ PANELS = {  # y label: x, y
     "FID": ([20, 30, 40], [80, 90, 95]),
     "KID-768 x 10^3": ([20, 30, 40], [20, 10, 30]),
     "MS-SSIM": ([20, 30, 40], [0.06, 0.05, 0.07]),
-    "MS-SSIM (three scales)": ([20, 30], [0.12, 0.11]),
+    "MS-SSIM, 3 scales": ([20, 30], [0.12, 0.11]),
     "SSIM": ([20, 30, 40], [0.2, 0.3, 0.4]),
 }
 
@@ -414,7 +414,7 @@ def test_curves_of_two_runs(figures, logs):
         "losses": ["g", "critic"],  # no noise
         "FID": ["FID-768", "FID"],
         "KID": ["KID-768 x 10^3"],
-        "MS-SSIM": ["MS-SSIM", "MS-SSIM (three scales)"],
+        "MS-SSIM": ["MS-SSIM", "MS-SSIM, 3 scales"],
         "SSIM": ["SSIM"],
     }
     minutes = {10: 1, 20: 2, 30: 4, 40: 5}
