@@ -229,16 +229,16 @@ def changed_flags(args, preset):
 # ----------------------------------------------------------------------------------------- device
 
 
-def pick_device(name="auto", precision="auto"):
+def pick_device(name="auto", precision="auto", bf16_needs="avx512_bf16"):
     """--device and --precision -> (torch.device, "fp32" or "bf16").
 
-    precision "auto" is bf16 where the hardware computes in it. Raises InputError.
+    precision "auto" is bf16 where the hardware computes in it. bf16_needs: what a CPU must have for
+    that, as torch.cpu spells it ("amx_tile"); None: "auto" is never bf16 there. Raises InputError.
     """
     asked = name
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
-    native = False
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -248,13 +248,14 @@ def pick_device(name="auto", precision="auto"):
             torch.empty(1, device=device)
             torch.cuda.set_device(device)  # random states, streams and events are of this GPU
             torch.backends.cudnn.benchmark = True  # shapes never change: find the fastest kernels
-            # is_bf16_supported() would also count emulation
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
     except (RuntimeError, AssertionError):  # torch has many ways to say so
         words = "use --device auto, cpu, cuda, cuda:1 or mps"
         raise InputError(f"no device '{asked}' here: {words}") from None
+    # is_bf16_supported() would also count emulation
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        feature = bf16_needs if precision == "auto" else "avx512_bf16"
+        native = getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
     if precision == "auto":
         return device, "bf16" if native else "fp32"
     if precision == "bf16" and not native:

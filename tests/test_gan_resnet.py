@@ -262,3 +262,11 @@ def test_a_model_with_classes(train, monkeypatch):
     z = training.walks(2, 3, 5, "spherical", 4)
     walk = gan_resnet.walk(model, "spherical", 2, 3, 4)
     assert_close(walk, images_of(z, [0, 0, 0, 1, 1, 1]))
+
+
+def test_16_pixels_are_trained_in_fp32_on_a_cpu(tiny, monkeypatch, capsys):
+    """Its bf16 gives wrong gradients there."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for size, precision in ((16, "fp32"), (32, "bf16")):
+        gan_resnet.main(f"--data=tiny.npz --size={size} --width=4 --device=cpu --dry-run".split())
+        assert f"on cpu in {precision};" in capsys.readouterr().out

@@ -108,6 +108,19 @@ def test_pick_device(monkeypatch, capsys):
         assert training.pick_device("cpu", "fp32") == (cpu, "fp32")
         assert training.pick_device("cpu", "bf16") == (cpu, "bf16")
         assert ("no bf16 in hardware" in capsys.readouterr().err) is not native
+    monkeypatch.setattr(torch.cpu, supported, lambda: True, raising=False)
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        assert training.pick_device("cpu") == (cpu, "bf16")
+        wanted = (cpu, "bf16" if amx else "fp32")
+        assert training.pick_device("cpu", bf16_needs="amx_tile") == wanted
+        assert training.pick_device("cpu", bf16_needs=None) == (cpu, "fp32")
+        for precision in ("fp32", "bf16"):  # whoever asks, gets it
+            assert training.pick_device("cpu", precision, "amx_tile") == (cpu, precision)
+            assert training.pick_device("cpu", precision, None) == (cpu, precision)
+    assert not capsys.readouterr().err
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that does not tell
+    assert training.pick_device("cpu", bf16_needs="amx_tile") == (cpu, "fp32")
     for name in ("tpu", "cuda:77", "meta", ""):
         with pytest.raises(InputError, match="use --device auto, cpu"):
             training.pick_device(name)
