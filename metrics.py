@@ -344,7 +344,8 @@ def squared_radii(x, k):
 
 def squared_distances(x, y):
     """Of all rows of x and y, float64 (n, d) and (M, d) -> (n, M)."""
-    sums = x.norm(dim=1)[:, None].square() + y.norm(dim=1).square()
+    norms = torch.linalg.vector_norm
+    sums = norms(x, dim=1)[:, None].square() + norms(y, dim=1).square()
     distances = sums - 2 * x @ y.T
     return distances.masked_fill_(distances < 1e-12 * sums, 0)  # what rounding leaves of a 0 is 0
 
@@ -1308,10 +1309,12 @@ def write_into_run(side, result):
     with the name of the "real" images, their "size", the number of "images", and "values".
     """
     file = Path(side.name).absolute()
-    run = file.parent.parent if file.parent.name == "kept" else file.parent
+    run = file.parent
+    if run.name == "kept" and not (run / "args.json").is_file():
+        run = run.parent
     if not (side.checkpoint and (run / "args.json").is_file()):
         return
-    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[:50]  # what a system may refuse
+    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[-50:]  # what a system may refuse
     path = run / f"metrics-{file.stem}-{real}.json"
     result |= {"checkpoint": file.name, "step": side.checkpoint["step"]}
     result["weights"] = training.weights_used(side.checkpoint)

@@ -26,7 +26,7 @@ BUDGETS = {  # file: the most code lines
     "folders.py": 566,
     "downloads.py": 300,
     "analysis.py": 200,
-    "metrics.py": 879,
+    "metrics.py": 882,
     "inception.py": 260,
     "sample.py": 245,
     "report.py": 800,
