@@ -68,7 +68,7 @@ from tqdm import tqdm
 
 import datasets
 import training
-from datasets import from_uint8, layout, pick, shuffled
+from datasets import from_uint8, layout, load, load_parts, pick, shuffled
 from inception import (
     DIMS,
     digest,
@@ -344,8 +344,7 @@ def squared_radii(x, k):
 
 def squared_distances(x, y):
     """Of all rows of x and y, float64 (n, d) and (M, d) -> (n, M)."""
-    norms = torch.linalg.vector_norm
-    sums = norms(x, dim=1)[:, None].square() + norms(y, dim=1).square()
+    sums = x.norm(dim=1)[:, None].square() + y.norm(dim=1).square()
     distances = sums - 2 * x @ y.T
     return distances.masked_fill_(distances < 1e-12 * sums, 0)  # what rounding leaves of a 0 is 0
 
@@ -552,8 +551,7 @@ def pair_similarities(x, y=None, pairs=1000, seed=0):
         j = rng.integers(len(y), size=pairs)
     result = {}
     for name, values in similarities(x[i], y[j]).items():
-        error = values.std().item() / pairs**0.5
-        result[name] = (values.mean().item(), error)
+        result[name] = (values.mean().item(), values.std().item() / pairs**0.5)
     return result
 
 
@@ -645,10 +643,9 @@ def augmented(batch):
     y, x = torch.randint(9, (2,)).tolist()
     mirror = torch.rand(len(batch)) < 0.5
     if batch.shape[1] == 3:
-        mirror = mirror.to(batch.device)[:, None, None, None]
-        batch = torch.where(mirror, batch.flip(3), batch)
+        batch[mirror] = batch[mirror].flip(3)
     padded = F.pad(batch, (4, 4, 4, 4), "reflect")
-    return padded[:, :, y : y + size, x : x + size]
+    return padded[..., y : y + size, x : x + size]
 
 
 @torch.no_grad()
@@ -982,8 +979,7 @@ def similarity_values(real, fake, seed, against):
     }
     of_real = pair_similarities(real, seed=seed)
     values = []
-    sides_of = {"generated, real": (real, fake), "among generated": (fake,)}
-    for which, sides in sides_of.items():
+    for which, sides in (("generated, real", (real, fake)), ("among generated", (fake,))):
         for key, (mean, error) in pair_similarities(*sides, seed=seed).items():
             if which == "among generated" and key != "ms-ssim":
                 continue  # one measure of diversity is enough
@@ -1104,14 +1100,20 @@ def write_result(run, values, preset):
     """
     report = preset["report"]
     changed = training.changed_flags(run.args, preset)
+    comparable = not changed.keys() & training.COMPARABLE
+    words = " ".join(training.flag_words(changed))
     result = {"values": values, "report": report, "weights": run.weights_words()}
-    result |= {"changed": changed, "step": run.step}
+    result |= {"changed": words, "comparable": comparable, "step": run.step}
     write_text(run.path / "metrics.json", json.dumps(result, indent=1))
     name = run.args.preset
     if changed:
-        print(f"\nnot quite the preset {name}: {changed}")
-    print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
-    print(table(values, report))
+        print(f"\nnot quite the preset {name}: {printable(words, 1000)}")
+    if comparable:
+        print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+        print(table(values, report))
+    else:
+        print("so its numbers do not compare with the report's\n")
+        print(table(values))
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -1140,6 +1142,7 @@ def parse_args(argv=None):
     add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
     add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
     add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
+    add("--fit", choices=datasets.FITS, help="to make images square [the model's, or crop]")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs [0]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
@@ -1184,18 +1187,25 @@ def open_sides(text, device):
     return sides or [Side(text, statistics=read_statistics(text))]
 
 
-def common_size(asked, sides, say=note):
-    """The size of all images in pixels: --size, or that of the models, or that of the data sets.
+def agreed(flag, asked, sides):
+    """--size or --fit: the value asked for or that of the models, or None without either.
 
-    If the data sets differ, it is the smallest one, but from 64 to 512. say: takes the line that
-    says so.
+    InputError if they disagree. Models of the same pixels never do: these were square already.
     """
-    sizes = [asked] if asked else []
-    sizes += [side.checkpoint["data"]["size"] for side in sides if side.checkpoint]
-    if len(set(sizes)) > 1:
-        raise InputError(f"--size or the models disagree ({sizes}): a model makes one size only")
-    if sizes:
-        return sizes[0]
+    models = [side.checkpoint for side in sides if side.checkpoint]
+    of_data = {model["data"]["fingerprint"]: model["flags"][flag] for model in models}
+    values = {asked, *of_data.values()} - {None}
+    if len(values) > 1:
+        words = f"--{flag} or the models disagree ({' and '.join(map(str, sorted(values)))})"
+        raise InputError(f"{words}: a model makes images of one kind only")
+    return max(values, default=None)
+
+
+def common_size(sides, say=note):
+    """The size at which data sets are compared, in pixels: the smallest one, but from 64 to 512.
+
+    say: takes the line that says so if they differ.
+    """
     # shapes are drawn at any size
     names = [side.name for side in sides if not side.statistics and side.name != "shapes"]
     native = {name: datasets.native_size(name) for name in names}
@@ -1206,7 +1216,7 @@ def common_size(asked, sides, say=note):
     return size
 
 
-def draw(side, n, size, split, seed, chosen_on=NO_HASHES):
+def draw(side, n, size, split, seed, fit="crop", chosen_on=NO_HASHES):
     """Up to n images of a Side: datasets.Images, with a note that says what they are.
 
     chosen_on: hashes of real images that are left out, see without().
@@ -1215,7 +1225,7 @@ def draw(side, n, size, split, seed, chosen_on=NO_HASHES):
         words = f"statistics (mu, sigma) in {side.name}"
         return datasets.Images(torch.empty(0), None, [], side.name, "", False, words)
     if side.script is None:
-        return draw_data(side.name, n, size, split, seed, chosen_on)
+        return draw_data(side.name, n, size, split, seed, fit, chosen_on)
     images = side.script.generate(side.model, n, seed)
     classes = side.checkpoint["data"]["classes"]
     labels = None
@@ -1225,14 +1235,14 @@ def draw(side, n, size, split, seed, chosen_on=NO_HASHES):
     return datasets.Images(images, labels, classes, side.name, "", False, f"{words}, seed {seed}")
 
 
-def draw_data(name, n, size, split, seed, chosen_on):
+def draw_data(name, n, size, split, seed, fit, chosen_on):
     """Up to n random images of a data set, in the same form."""
-    data = datasets.load(name, size, split)
+    data = load(name, size, split, fit)
     origin = "held-out test split" if split == "test" else split
     if split == "test" and not data.held_out:
         origin = "no held-out split: a model may have trained on them"
         if len(data.images) - len(chosen_on) < n:
-            data = datasets.load(name, size, "all")
+            data = load(name, size, "all", fit)
     data = without(data, chosen_on)
     words = f"images of {data.name} ({origin}; {data.note}; drawn with seed {seed})"
     return pick(data, shuffled(len(data.images), seed)[:n])._replace(note=words)
@@ -1258,9 +1268,9 @@ def statistics_values(pairs, weights, device, precision):
     return [measured(metric_name("FID", d), distance, how), others]
 
 
-def class_values(args, real, fake, size, classes, settings):
+def class_values(args, fake, size, classes, settings):
     """conditional() for labelled data on the real side. classes: of the generated side."""
-    parts = datasets.load_parts(real.name, size)
+    parts = load_parts(args.real, size, fit=args.fit)
     train, held_out = [without(data, args.chosen_on) for data in parts]
     if train.classes != classes:
         note("the two sides have different classes: whether the class is obeyed is not measured")
@@ -1270,17 +1280,18 @@ def class_values(args, real, fake, size, classes, settings):
     return conditional(train, held_out, many.images, many.labels, eval_images=n, **settings)
 
 
-def own_values(args, real, fake, size):
+def own_values(args, fake, size):
     """What the script of a VAE measures itself, on the data of the real side."""
     about = fake.checkpoint["data"]
-    data = datasets.load(real.name, size)
+    data = load(args.real, size, fit=args.fit)
     same_classes = data.classes == about["classes"] or not hasattr(fake.script, "asked_labels")
     if data.images.shape[1] != about["channels"] or not same_classes:
-        note(f"{real.name} has other channels or classes than {fake.name}: its bound is left out")
+        note(f"{args.real} has other channels or classes than {fake.name}: its bound is left out")
         return []
     same_data = data.fingerprint == about["fingerprint"]
-    hold_out = fake.checkpoint["flags"].get("hold_out", 0) if same_data else 0
-    data, split = datasets.measured_on(*datasets.load_parts(real.name, size, hold_out))
+    flags = fake.checkpoint["flags"] if same_data else {}
+    chosen = (flags.get("hold_out", 0), args.fit, flags.get("limit_per_class"))
+    data, split = datasets.measured_on(*load_parts(args.real, size, *chosen))
     data = without(data, args.chosen_on)
     data = pick(data, shuffled(len(data.images), 1)[: args.eval_images])
     values = fake.script.own_values(fake.model, data, args.iwae)
@@ -1339,23 +1350,24 @@ def main(argv=None):
         # whatever is asked for by name must be there: fail early
         weights = load_weights(args.weights)
         require(weights, max([64, *(args.dims or []), *given]))
-    has_own_values = [hasattr(side.script, "own_values") for side in fake_sides]
-    if args.iwae and not (real_is_data and any(has_own_values)):
+    are_vaes = [real_is_data and hasattr(side.script, "own_values") for side in fake_sides]
+    if args.iwae and not any(are_vaes):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
 
     remarks = []  # said when nothing can be wrong any more
     if real_side.statistics and len(args.chosen_on):
         remarks.append(f"{args.real} holds no images: some behind it may have chosen best.pt")
-    size = common_size(args.size, sides, remarks.append)
+    size = agreed("size", args.size, sides) or common_size(sides, remarks.append)
+    args.fit = agreed("fit", args.fit, sides) or "crop"
     for side in sides:
         if not (side.script or side.statistics):
             # prepares it: a mistake in the last one must not cost the time of sampling
-            datasets.load(side.name, size, "all")
+            load(side.name, size, "all", args.fit)
     # 2 n images with or without --floor, so that --floor does not change the first n. A model that
     # is on both sides must not make the same images twice.
     n = args.eval_images
     seed = args.seed if real_is_data else args.seed + 1
-    pool = draw(real_side, 2 * n, size, "test", seed, args.chosen_on)
+    pool = draw(real_side, 2 * n, size, "test", seed, args.fit, args.chosen_on)
     total = len(pool.images)
     if args.floor and 0 < total < 2 * n:
         n = total // 2
@@ -1364,7 +1376,8 @@ def main(argv=None):
         remarks.append(f"{args.real} has only {total} images: {words}")
     floor = pool.images[n : 2 * n] if args.floor else None
     pool = pick(pool, slice(n))
-    fakes = [draw(side, n, size, "all", args.seed, args.chosen_on) for side in fake_sides]
+    choice = (args.seed, args.fit, args.chosen_on)
+    fakes = [draw(side, n, size, "all", *choice) for side in fake_sides]
     needed = 10 if args.bootstrap else 2
     for side, data in zip(sides, [pool, *fakes], strict=True):
         count = len(data.images)
@@ -1380,10 +1393,10 @@ def main(argv=None):
     more = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
     more["real_words"] = pool.note
     results = []
-    for side, fake in zip(fake_sides, fakes, strict=True):
+    for side, fake, is_vae in zip(fake_sides, fakes, are_vaes, strict=True):
         own = []  # first, because it is quick to find what is wrong
-        if real_is_data and hasattr(side.script, "own_values"):
-            own = own_values(args, real_side, side, size)
+        if is_vae:
+            own = own_values(args, side, size)
         if real_side.statistics or side.statistics:
             pairs = [(real_side, pool), (side, fake)]
             values = statistics_values(pairs, weights, device, args.precision)
@@ -1392,7 +1405,7 @@ def main(argv=None):
             values = evaluate(pool.images, fake.images, floor, **settings, **more)
         labelled = pool.labels is not None and fake.labels is not None
         if labelled and real_is_data and not args.no_classes:
-            values += class_values(args, real_side, side, size, fake.classes, settings)
+            values += class_values(args, side, size, fake.classes, settings)
         results.append({"fake": side.name, "images": fake.note, "values": values + own})
     if args.json:
         print(json.dumps({"real": args.real, "size": size, "fakes": results}))

@@ -798,18 +798,27 @@ def test_format_value_and_table():
 
 
 def test_write_result(tmp_path, capsys):
-    preset = {"batch": 64, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    preset = {"batch": 64, "steps": 900, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    defaults = {"batch": 128, "steps": None, "epochs": 50, "ema": 0.0, "out": None}
     values = [{"name": "FID", "value": 3.25, "real": None, "protocol": "how"}]
     run = types.SimpleNamespace(path=tmp_path, step=5, weights_words=lambda: "plain weights")
-    for batch, changed in (64, ""), (32, "--batch 32"):
-        run.args = argparse.Namespace(preset="food", batch=batch)
+    for flags, changed, comparable in (
+        ({}, "", True),
+        ({"out": "elsewhere"}, "", True),
+        ({"batch": 32, "ema": 0.5}, "--batch=32 --ema=0.5", True),
+        ({"steps": 2}, "--steps=2", False),
+    ):
+        flags = defaults | {"preset": "food", "batch": 64, "steps": 900} | flags
+        run.args = argparse.Namespace(**flags, defaults=defaults)
         metrics.write_result(run, values, preset)
         result = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         expected = {"values": values, "report": preset["report"], "weights": "plain weights"}
-        assert result == {**expected, "changed": changed, "step": 5}
+        assert result == {**expected, "changed": changed, "comparable": comparable, "step": 5}
         out = capsys.readouterr().out
-        assert ("not quite the preset food: --batch 32" in out) == bool(changed)
-        assert "2,020 images" in out and "3.25    (report: 110.56)" in out
+        assert "3.25" in out
+        assert ("not quite the preset food: " + changed in out) == bool(changed)
+        assert ("(report: 110.56)" in out) == ("2,020 images" in out) == comparable
+        assert ("do not compare with the report's" in out) != comparable
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -895,8 +904,8 @@ def test_the_size_of_most_images_counts(here, monkeypatch):
     make_folder(folder, ["a.png"], size=(20, 20))
     (folder / "0.png").write_bytes(b"no image")
     sides = [metrics.Side("photos"), metrics.Side("shapes")]
-    assert metrics.common_size(None, sides) == 100
-    assert metrics.common_size(None, [metrics.Side("shapes")] * 2) == 64
+    assert metrics.common_size(sides) == 100
+    assert metrics.common_size([metrics.Side("shapes")] * 2) == 64
 
 
 def save_statistics(path, x, **other):
@@ -1129,6 +1138,83 @@ def test_the_class_of_a_conditional_model(tiny, run, script, monkeypatch):
     np.savez("xyz.npz", images=images(60, 16).permute(0, 2, 3, 1).numpy(), labels=np.arange(60) % 2)
     out, err = run("xyz.npz r --eval-images 10")
     assert "class accuracy" not in out and "different classes" in err
+
+
+@pytest.fixture
+def photos(here):
+    """A folder of images that are not square, and x.npz with square ones."""
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(30)]
+    np.savez("x.npz", images=images(20, 16).permute(0, 2, 3, 1).numpy())
+    return make_folder(here / "photos", names, size=(24, 16))
+
+
+def test_real_images_become_square_as_those_of_the_model(photos, here, run, script, monkeypatch):
+    measured = []
+
+    def evaluate(real, fake, *_, real_words, fake_words, **__):
+        measured.extend([(real, real_words), (fake, fake_words)])
+        return []
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    squashed = datasets.load("photos", 16, fit="squash")
+    save(here / "r/last.pt", 7, trained_on=squashed, fit="squash")
+    save(here / "old/last.pt", 7, trained_on=datasets.load("photos", 16))  # without the flag
+    for line, fit in (
+        ("photos r", "squash"),
+        ("photos r --fit squash", "squash"),
+        ("photos old", "crop"),
+        ("r photos", "squash"),
+        ("photos photos --size 16", "crop"),
+        ("photos x.npz --size 16 --fit pad", "pad"),
+        ("x.npz photos --size 16 --fit pad", "pad"),
+    ):
+        measured.clear()
+        run(f"{line} --eval-images 10 --no-classes")
+        expected = datasets.load("photos", 16, fit=fit)
+        pixels = {bytes(image) for image in expected.images.numpy()}
+        of_photos = [(images, words) for images, words in measured if " photos " in words]
+        assert len(of_photos) == line.count("photos")
+        for images_of_one_side, words in of_photos:
+            assert {bytes(image) for image in images_of_one_side.numpy()} <= pixels
+            assert expected.note in words
+    for line in ("photos r --fit crop", "photos r old", "r old", "photos old --fit pad"):
+        with pytest.raises(InputError, match="--fit or the models disagree") as error:
+            run(f"{line} --eval-images 10")
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"--size or the models disagree \(16 and 32\)"):
+        run("photos r --size 32")
+
+
+def test_models_of_the_same_pixels_may_have_any_fit(photos, here, run, script):
+    """Their images were square, so there was nothing to crop or squash."""
+    for name, fit in (("a", "crop"), ("b", "squash")):
+        save(here / f"{name}/last.pt", 7, trained_on=datasets.load("x.npz", 16, fit=fit), fit=fit)
+    assert "B: b/last.pt" in run("x.npz a b --eval-images 8")[0]
+
+
+def test_own_values_are_of_images_that_the_vae_was_trained_on(photos, here, run, script):
+    """With --limit-per-class, not of any that it has never seen, with --hold-out, of those."""
+    seen = []
+
+    def own_values(model, data, samples=0):
+        seen.append(data)
+        mu = torch.randn(len(data.images), 4)
+        values = {"means": [4.0, 2.0, 6.0, 0.5], "mu": mu, "likelihood": "sigma"}
+        return {**values, "samples": samples, "importance_bound": None}
+
+    script.own_values = own_values
+    for fit, hold_out in (("squash", 0), ("crop", 10)):
+        data = datasets.load("photos", 16, fit=fit)
+        flags = {"fit": fit, "limit_per_class": 4, "hold_out": hold_out}
+        save(here / "r/last.pt", 7, "vae", "ab", data, **flags)
+        out, _ = run("photos r --eval-images 10")
+        train, held_out = datasets.load_parts("photos", 16, hold_out, fit, 4)
+        expected = train if held_out is None else held_out
+        drawn = {bytes(image) for image in seen[-1].images.numpy()}
+        assert drawn <= {bytes(image) for image in expected.images.numpy()}
+        assert len(drawn) == min(10, len(expected.images)) == (10 if hold_out else 8)
+        words = "10 held-out" if hold_out else "8 training (nothing is held out)"
+        assert f"{words} images of photos" in out
 
 
 def test_own_values_of_a_vae(tiny, run, script):
