@@ -551,8 +551,7 @@ def pair_similarities(x, y=None, pairs=1000, seed=0):
         j = rng.integers(len(y), size=pairs)
     result = {}
     for name, values in similarities(x[i], y[j]).items():
-        error = values.std().item() / pairs**0.5
-        result[name] = (values.mean().item(), error)
+        result[name] = (values.mean().item(), values.std().item() / pairs**0.5)
     return result
 
 
@@ -980,8 +979,7 @@ def similarity_values(real, fake, seed, against):
     }
     of_real = pair_similarities(real, seed=seed)
     values = []
-    sides_of = {"generated, real": (real, fake), "among generated": (fake,)}
-    for which, sides in sides_of.items():
+    for which, sides in (("generated, real", (real, fake)), ("among generated", (fake,))):
         for key, (mean, error) in pair_similarities(*sides, seed=seed).items():
             if which == "among generated" and key != "ms-ssim":
                 continue  # one measure of diversity is enough
@@ -1322,10 +1320,12 @@ def write_into_run(side, result):
     with the name of the "real" images, their "size", the number of "images", and "values".
     """
     file = Path(side.name).absolute()
-    run = file.parent.parent if file.parent.name == "kept" else file.parent
+    run = file.parent
+    if run.name == "kept" and not (run / "args.json").is_file():
+        run = run.parent
     if not (side.checkpoint and (run / "args.json").is_file()):
         return
-    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[:50]  # what a system may refuse
+    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[-50:]  # what a system may refuse
     path = run / f"metrics-{file.stem}-{real}.json"
     result |= {"checkpoint": file.name, "step": side.checkpoint["step"]}
     result["weights"] = training.weights_used(side.checkpoint)

@@ -1412,6 +1412,9 @@ def test_results_lie_in_the_run_from_within_it(two_sets, here, run, script, eval
     monkeypatch.chdir(here / "r/kept")
     run("../../real.npz 7.pt --size 16")
     assert list(results_in(here / "r")) == ["metrics-7-real.json"]
+    (here / "r/kept/args.json").write_text("{}")  # a run directory of this name
+    run("../../real.npz 7.pt --size 16")
+    assert list(results_in(here / "r/kept")) == ["metrics-7-real.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="names that Windows refuses")
@@ -1419,12 +1422,12 @@ def test_results_of_real_images_with_a_hostile_name(two_sets, here, run, script,
     """The file's name is safe for every system; the data's name is inside."""
     save(here / "r/last.pt", 7)
     (here / "r/args.json").write_text("{}")
-    for name in 'a:b*c?"<>|', "new\nline\x1b[31m", "x" * 200, "日本語" * 20:
+    for name in 'a:b*c?"<>|', "new\nline\x1b[31m", "x" * 200, "日本語" * 20, "..":
         os.rename("real.npz", f"{name}.npz")
         metrics.main([f"{name}.npz", "r", "--size", "16"])
         os.rename(f"{name}.npz", "real.npz")
     results = results_in(here / "r")
-    assert len(results) == 4
+    assert len(results) == 5
     for name, result in results.items():
         assert len(name.encode()) < 240 and not set(name) & set('/\\:*?"<>|\n\x1b')
         assert result["values"][0]["value"] == 1.5
