@@ -751,7 +751,7 @@ def test_comparison(two_runs):
     (note,) = (line for line in text.splitlines() if line.startswith("- the report of r:"))
     left_out = "the report's numbers are left out: this run is not quite that preset: "
     assert note.startswith(f"- the report of r: {left_out}")
-    assert "--batch 8" in note and "--data tiny.npz" in note and "132.7" not in text
+    assert "--batch=8" in note and "--data=tiny.npz" in note and "132.7" not in text
     row = list(log["step"]).index(step)
     for title, column, unit in (("KID-64 x 10^3", "kid_64", 1e3), ("MS-SSIM", "ms-ssim", 1)):
         shown, other, _ = table[f"{title} at that step"]
@@ -879,11 +879,11 @@ def test_comparison_on_the_command_line(two_runs, tiny, capsys):
     text = (tiny / "comparison.md").read_text(encoding="utf-8")
     assert text == report.compare(two_runs)[0]
     page = (tiny / "comparison.html").read_text(encoding="utf-8")
-    overlays = [f"comparison-{kind}.png" for kind in ("losses", "fid", "kid", "ms-ssim")]
-    assert sorted(overlays) == sorted(names(tiny.glob("comparison-*.png")))  # SSIM: not measured
+    overlays = [f"comparison-{kind}.png" for kind in ("losses", "fid", "kid", "ms-ssim", "ssim")]
+    assert sorted(overlays) == sorted(names(tiny.glob("comparison-*.png")))
     places = [page.index(f"<p>{name}<br>") for name in overlays]
     assert page.index("</table>") < places[0] and places == sorted(places)
-    assert places[-1] < page.index("<h2>r</h2>") and page.count("src=") == 6
+    assert places[-1] < page.index("<h2>r</h2>") and page.count("src=") == 7
     path = run / "metrics.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "step": 4}))  # as if steps 5 and 6 were not measured
