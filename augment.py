@@ -4,8 +4,9 @@
 # ///
 """augment.py: does it help a classifier to enlarge a small labelled data set with generated images?
 
-    python augment.py --data mnist --per-class 20 50 --width 16    # 45 minutes on two cores
+    python augment.py --data mnist --per-class 20 50 --width 16    # an hour or two on two cores
     python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # a learning curve
+    python augment.py --data cifar10 --add 50 200 1000 --subsets 3    # how many to add? on a GPU
     python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1
     python augment.py --resume runs/augment-mnist-1                # go on after Ctrl-C
 
@@ -13,18 +14,35 @@ For each number in --per-class, that many training images of each class are draw
 `subset-N.npz`. A generator is trained on them and on nothing else: ddpm.py, or with --generator
 cgan.py or cvae.py. --generator also takes a checkpoint. The fingerprint of its data must be that of
 the subset, because a generator that has seen the full set would smuggle it in. The generator makes
---add images of each class. Then a ResNet-18 (He et al. 2016, 1512.03385) is trained in four ways:
+--add images of each class; of several numbers, the smaller ones take the first images. Then a
+ResNet-18 (He et al. 2016, 1512.03385) is trained in four ways:
 
     real                  on the subset
     real+classical        the same, with random crops, mirroring and colors
-    real+generated        on the subset and the generated images, half of each batch from each
+    real+generated        on the subset and the generated images
     real+both             the same, with random crops, mirroring and colors
 
-Each way has the same number of optimizer steps and the same batch, once for each seed. Accuracy,
-and precision and recall averaged over the classes, are measured on real images that neither the
-classifier nor the generator has seen. Seeds are compared in pairs, with and without generated
-images, by Student's paired t-test. The run directory gets table.md with the verdict, curve.png,
-results.csv, the generated images next to real ones, the subsets and the generators.
+A batch is drawn from the union of both sets, each image equally likely, so --add counts. With
+--mix half, half of each batch is generated, whatever --add is. Each way has the same number of
+optimizer steps and the same batch, once for each of --seeds seeds. Accuracy, and precision and
+recall averaged over the classes, are measured on real images that neither the classifier nor the
+generator has seen.
+
+Scores with and without generated images are compared in pairs by Student's paired t-test, with
+Holm's correction for all comparisons in the table. With one subset, a pair is two trainings with
+the same seed, so the error covers the training of the classifier and nothing else. --subsets S
+draws S subsets (`subset-N-1.npz` is the second one), and trains a generator and --seeds classifiers
+of each way on each. All trainings on a subset share its images and its generator. To count each
+of them as evidence would be pseudoreplication (Hurlbert 1984, doi.org/10.2307/1942661). So the
+scores are averaged over the seeds of a subset first, and the test compares the S averages, with
+S - 1 degrees of freedom. Its error covers every choice that differs from subset to subset: images,
+generator and classifier (Bouthillier et al. 2021, 2103.03098, say why all of them should).
+
+The table also has the FID of the generated images against real images that no generator has seen,
+next to that of the subset itself and of other real images: see metrics.py. Without the weights of
+FID's network all else goes on; `--resume DIR --weights FILE` measures FID later. The run directory
+gets table.md with the verdicts, curve.png, results.csv, the generated images next to real ones, the
+subsets and the generators.
 
 Report R4 proposed this and did not carry it out.
 """
@@ -37,6 +55,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
 import shlex
@@ -52,6 +71,7 @@ from torch import nn
 from tqdm import tqdm
 
 import datasets
+import metrics
 import training
 from datasets import layout
 from sources import (
@@ -69,8 +89,8 @@ from sources import (
 )
 
 ARMS = ("real", "real+classical", "real+generated", "real+both")
-# with generated images, and without
-PAIRS = (("real+generated", "real"), ("real+both", "real+classical"))
+COLORS = ("#555555", "#1f77b4", "#d95f02", "#1b9e77")
+PAIRS = {"real+generated": "real", "real+both": "real+classical"}  # with generated images: without
 SCORES = ("accuracy", "precision", "recall")
 GENERATORS = ("ddpm", "cgan", "cvae")
 
@@ -83,9 +103,10 @@ def flags_parser():
     add("--data", metavar="NAME|PATH", help="labelled data: a known name, a folder, zip or .npz")
     add("--per-class", type=counts, nargs="+", default=[50], help="training images a class [50]")
     add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint [%(default)s]")
-    words = "as in --generator-flags='--steps 2000'"
-    add("--generator-flags", type=str, default="", help=words)
-    add("--add", type=some, default=200, help="generated images of a class [%(default)s]")
+    add("--generator-flags", type=str, default="", help="as in --generator-flags='--steps 900'")
+    add("--add", type=some, nargs="+", default=[200], help="generated images of a class [200]")
+    add("--mix", choices=["union", "half"], default="union", help="see below [union]")
+    add("--subsets", type=number(int, 1, 10**4), default=1, help="draws of the small set [1]")
     add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
     add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
     add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
@@ -93,6 +114,9 @@ def flags_parser():
     add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
     add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet [64]")
     add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
+    add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: none [1000]")
+    add("--dims", type=int, choices=training.DIMS, default=768, help="features of FID [768]")
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", metavar="DIR", help="go on with this run")
@@ -103,18 +127,18 @@ def parse_args(argv=None):
     parser = flags_parser()
     args = parser.parse_args(argv)
     typed = [word for word in (sys.argv[1:] if argv is None else argv) if word.startswith("--")]
-    other = [word for word in typed if word.split("=")[0] not in ("--resume", "--device")]
+    may_change = ("--resume", "--device", "--weights")
+    other = [word for word in typed if word.split("=")[0] not in may_change]
     if args.resume and other:
         parser.error(f"--resume goes on as the run began: leave out {other[0]}")
     if not args.resume and not args.data:
         parser.error("give --data, a labelled data set")
     args.per_class = sorted(set(args.per_class))
-    if args.batch % 2:
-        parser.error(
-            f"--batch {args.batch} is odd: half of it is generated in two of the four ways"
-        )
-    if args.generator not in GENERATORS and len(args.per_class) > 1:
-        parser.error("a checkpoint was trained on one subset: give --per-class one number")
+    args.add = sorted(set(args.add))
+    if args.mix == "half" and args.batch % 2:
+        parser.error(f"--batch {args.batch} is odd: with --mix half, half of it is generated")
+    if args.generator not in GENERATORS and (len(args.per_class) > 1 or args.subsets > 1):
+        parser.error("a checkpoint knows one subset: give --per-class one number, no --subsets")
     return args
 
 
@@ -131,6 +155,12 @@ def subset(data, count, seed=0):
             words = f"has {members} training images, and {count} are asked for"
             raise InputError(f"class '{name}' of {data.name} {words}")
     return datasets.pick(data, datasets.rows_per_class(data, count, seed))
+
+
+def of_each_class(data, start, stop):
+    """Images start .. stop - 1 of each class. data: Images, sorted by class, as many of each."""
+    rows = torch.arange(len(data.images)).view(len(data.classes), -1)
+    return datasets.pick(data, rows[:, start:stop].flatten())
 
 
 def save_arrays(path, images, labels, classes):
@@ -243,37 +273,36 @@ def scores(labels, predicted, classes):
 def train_classifier(real, generated, test, args, augment, seed, device, bar=None):
     """Train a classifier on the Images `real`, measure it on the Images `test`: scores.
 
-    generated: Images that make up half of each batch, or None. augment: change the images with
+    generated: other Images to train on, or None; see --mix. augment: change the images with
     `classical`. --steps batches are drawn with replacement. The rate of AdamW rises to 0.002 and
     falls to 0 (one cycle).
     """
     _, precision = training.pick_device(args.device)
-    parts = []
-    for data in (real, generated):
-        if data is not None:
-            parts.append((data.images.to(device), data.labels.to(device)))
-    count = args.batch // len(parts)  # of each part; --batch is even
-    flip = may_flip(test, args)
-    channels = real.images.shape[1]
-    classes = len(test.classes)
+    sets = [real] if generated is None else [real, generated]
+    images = torch.cat([data.images for data in sets]).to(device)
+    labels = torch.cat([data.labels for data in sets]).to(device)
+    ranges = [(0, len(images))]  # of rows; as many are drawn from each
+    if args.mix == "half" and generated is not None:
+        ranges = [(0, len(real.images)), (len(real.images), len(images))]
+    count = args.batch // len(ranges)
+    channels, size = images.shape[1:3]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        network = resnet18(channels, classes, real.images.shape[-1], args.width)
+        network = resnet18(channels, len(test.classes), size, args.width)
         network.to(device, memory_format=layout(device)).train()
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=0.05)
         cycle = torch.optim.lr_scheduler.OneCycleLR
         schedule = cycle(optimizer, 2e-3, args.steps, cycle_momentum=False)
         for _ in range(args.steps):
-            rows = [torch.randint(len(images), (count,), device=device) for images, _ in parts]
-            pairs = list(zip(parts, rows, strict=True))
-            images = datasets.from_uint8(torch.cat([part[0][chosen] for part, chosen in pairs]))
-            labels = torch.cat([part[1][chosen] for part, chosen in pairs])
+            rows = [torch.randint(*limits, (count,), device=device) for limits in ranges]
+            rows = torch.cat(rows)
+            x = datasets.from_uint8(images[rows])
             if augment:
-                images = classical(images, flip)
-            images = images.contiguous(memory_format=layout(device))
+                x = classical(x, may_flip(test, args))
+            x = x.contiguous(memory_format=layout(device))
             with training.autocast(device, precision):
-                logits = network(images)
-            loss = F.cross_entropy(logits.float(), labels)
+                logits = network(x)
+            loss = F.cross_entropy(logits.float(), labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -286,7 +315,7 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
         for part in test.images.split(500):
             logits = network(datasets.from_uint8(part.to(device)))
             predicted.append(logits.argmax(1).cpu())
-    return scores(test.labels, torch.cat(predicted), classes)
+    return scores(test.labels, torch.cat(predicted), len(test.classes))
 
 
 # ------------------------------------------------------------------------------------ the generator
@@ -312,13 +341,13 @@ def check_no_leak(checkpoint, source, path, data):
         raise InputError(f"'{source}' {words}: train one with --data {path}")
 
 
-def generator_flags(args, data, path, folder, device):
-    """The command line that trains a generator on `data`, which lies at `path`, checked."""
+def generator_flags(args, data, k, path, folder, device):
+    """The command line that trains a generator on `data`, subset k at `path`, checked."""
     flags = [*shlex.split(TRAINED_WITH[args.generator]), "--batch", str(min(32, len(data.images)))]
     if args.generator == "ddpm" and may_flip(data, args):
         flags.append("--flip")
     flags += ["--data", str(path), "--size", str(args.size), "--device", str(device)]
-    flags += ["--eval-images", "0"]
+    flags += ["--eval-images", "0", "--seed", str(k)]
     try:
         flags += shlex.split(args.generator_flags)
     except ValueError as problem:
@@ -336,20 +365,19 @@ def generator_flags(args, data, path, folder, device):
     return flags
 
 
-def trained_generator(args, data, path, folder, device):
-    """Train a generator on the subset `data`, which lies at `path`, or go on: its checkpoint."""
+def trained_generator(args, data, k, path, folder, device):
+    """Train a generator on `data`, subset k at `path`, or go on: its checkpoint."""
     script = training.load_script(args.generator)
-    flags = None
     if not (folder / "last.pt").exists():
-        flags = generator_flags(args, data, path, folder, device)
+        flags = generator_flags(args, data, k, path, folder, device)
     else:
+        flags = ["--resume", str(folder), "--device", str(device)]
         checkpoint = training.read_checkpoint(folder)
-        if checkpoint["step"] < checkpoint["total"]:
-            flags = ["--resume", str(folder), "--device", str(device)]
-    if flags is not None:
-        code = script.main(flags)
-        if code:  # Ctrl-C: the generator's run was saved
-            sys.exit(code)
+        if checkpoint["step"] == checkpoint["total"]:
+            return checkpoint
+    code = script.main(flags)
+    if code:  # Ctrl-C: the generator's run was saved
+        sys.exit(code)
     return training.read_checkpoint(folder)
 
 
@@ -370,47 +398,92 @@ def check_part(path, data, labels):
         raise InputError(f"'{path}' is damaged: remove it, and it is made again")
 
 
-def generated_images(args, count, data, folder, device):
+def generated_images(args, name, k, data, folder, device):
     """The images that a generator of this subset makes, as Images; made once, then read.
 
-    data: the subset of `count` images a class, as it was read from subset-<count>.npz in `folder`.
+    As many of each class as the largest --add.
+    data: subset k, as it was read from subset-<name>.npz in `folder`.
     """
-    file = folder / f"generated-{count}.npz"
-    labels = torch.arange(len(data.classes)).repeat_interleave(args.add)
-    path = folder / f"subset-{count}.npz"
+    file = folder / f"generated-{name}.npz"
+    count = max(args.add)
+    labels = torch.arange(len(data.classes)).repeat_interleave(count)
+    path = folder / f"subset-{name}.npz"
     if not file.exists():
         if args.generator in GENERATORS:
-            source = folder / f"{args.generator}-{count}"
-            checkpoint = trained_generator(args, data, path, source, device)
+            source = folder / f"{args.generator}-{name}"
+            checkpoint = trained_generator(args, data, k, path, source, device)
         else:
             source = args.generator
             checkpoint = training.read_checkpoint(source)
         check_no_leak(checkpoint, source, path, data)
         script, model = training.open_model(checkpoint, device)
         made = []
-        names = data.classes
-        for label in tqdm(range(len(names)), f"{args.add} images of each class", disable=None):
+        for label in tqdm(range(len(data.classes)), f"{count} images of each class", disable=None):
             # a file for each class and step of the generator, so that Ctrl-C costs one class
-            part = folder / f"generated-{count}.{checkpoint['step']}.{label}.npz"
-            images = read_part(part, data.images[:1].expand(args.add, -1, -1, -1))
+            part = folder / f"generated-{name}.{checkpoint['step']}.{label}.npz"
+            images = read_part(part, data.images[:1].expand(count, -1, -1, -1))
             if images is None:
-                images = script.generate(model, args.add, seed=1000 + label, label=label)
-                save_arrays(part, images, torch.full((args.add,), label), names)
+                seed = 1000 * (k + 1) + label
+                images = script.generate(model, count, seed=seed, label=label)
+                save_arrays(part, images, torch.full((count,), label), data.classes)
             made.append(images)
-        save_arrays(file, torch.cat(made), labels, names)
-        for part in folder.glob(f"generated-{count}.*.npz"):
+        save_arrays(file, torch.cat(made), labels, data.classes)
+        for part in folder.glob(f"generated-{name}.*.npz"):
             part.unlink()
     generated = datasets.load(file, args.size)
     check_part(file, generated, labels)
-    rows = []
-    for label in range(min(len(data.classes), 10)):  # real at the left, generated at the right
-        for part in (data, generated):
-            images = part.images[part.labels == label][:8]
-            white = torch.full_like(images[:1], 255).repeat(8 - len(images), 1, 1, 1)
-            rows.append(torch.cat([images, white]))
-    picture = datasets.grid(torch.cat(rows), 16)
-    datasets.save_picture(picture, folder / f"generated-{count}.png")
+    shape = (len(data.classes), -1)
+    real, fake = [part.images.unflatten(0, shape)[:10, :8] for part in (data, generated)]
+    both = torch.cat([real, fake], 1)  # a row for each class, real images at the left
+    picture = datasets.grid(both.flatten(0, 1), both.shape[1])
+    datasets.save_picture(picture, folder / f"generated-{name}.png")
     return generated
+
+
+# -------------------------------------------------------------------------------------- their FID
+
+
+def measured_fids(args, few, generated, test, device):
+    """FID of the generated images, of the subset itself, and of other real images.
+
+    few, generated: Images, sorted by class, as many of each class. test: held-out Images.
+    Returns (cells of a table: number of images in each of the three sets, FIDs; the protocol in
+    words), or ("", why nothing can be measured).
+    """
+    classes = len(test.classes)
+    reference = min(args.eval_images // classes, min(datasets.class_counts(test)) // 2)
+    if reference == 0:
+        return "", "not measured here: FID (too few held-out images, or a low --eval-images)"
+    dims = [dim for dim in training.DIMS if dim <= args.dims]
+    weights, usable, reasons = metrics.reachable(dims, args.weights)
+    if not usable:
+        return "", f"not measured here: FID ({reasons[args.dims]})"
+    dim = max(usable)
+    count = min(reference, len(few.images) // classes, max(args.add))
+    real = subset(test, 2 * reference)
+    sets = [of_each_class(real, 0, reference), of_each_class(generated, 0, count)]
+    sets += [of_each_class(few, 0, count), of_each_class(real, reference, reference + count)]
+    settings = ((dim,), weights, device, "fp32", "features")
+    # kept in data/features/, so that --resume need not compute them again
+    features = [metrics.real_features(data.images, *settings)[dim] for data in sets]
+    cells = [metrics.format_value({"value": metrics.fid(features[0], x)}) for x in features[1:]]
+    name = metrics.metric_name("FID", dim)
+    words = (
+        f"{name}: {metrics.features_words(dim, weights)}; against {len(features[0])} held-out "
+        f"images of {test.name}, each class equally often. Compare within a row: with more images "
+        f"FID falls. A perfect generator would get the last value. {reasons.get(args.dims, '')}"
+    )
+    return " | ".join([f"{name}, {count * classes} images", *cells]), words.strip()
+
+
+def fid_table(fids):
+    """Markdown. fids: {(images a class, subset): what measured_fids() returns}."""
+    rows = [f"| {count} | {k} | {cells} |" for (count, k), (cells, _) in fids.items() if cells]
+    if rows:
+        header = "| real images a class | subset | measured | generated | the subset | other real |"
+        rows = [header, "|---|---|---|---|---|---|", *rows, ""]
+    _, words = next(iter(fids.values()))
+    return "\n".join([*rows, markdown(words)])
 
 
 # -------------------------------------------------------------------------------------- the verdict
@@ -458,80 +531,134 @@ def in_words(mean, error, p):
     return f"{verb} by {abs(mean):.1f} ± {error:.1f} points of accuracy (p = {p:.2g})"
 
 
+def ways(args):
+    """How to train a classifier: [(generated images of each class, arm)], those without first."""
+    return [(0, arm) for arm in PAIRS.values()] + [(x, arm) for x in args.add for arm in PAIRS]
+
+
+def seeds(args, k):
+    """The seeds of the classifiers on subset k, other ones than on the other subsets."""
+    return range(k * args.seeds, (k + 1) * args.seeds)
+
+
+def collected(done, args):
+    """What is compared: {(images a class, generated images a class, arm): {score: [values]}}.
+
+    The values are those of each seed, or with several subsets those of each subset, averaged over
+    its seeds. done: as of read_results().
+    """
+    results = {}
+    for count, (added, arm) in itertools.product(args.per_class, ways(args)):
+        lists = {name: [] for name in SCORES}
+        for (name, values), k in itertools.product(lists.items(), range(args.subsets)):
+            of_seeds = [done[count, k, added, arm, seed][name] for seed in seeds(args, k)]
+            values += of_seeds if args.subsets == 1 else [statistics.mean(of_seeds)]
+        results[count, added, arm] = lists
+    return results
+
+
 def verdict(results, args, name, tested):
-    """One paragraph. results: {(images a class, arm): [scores of each seed]}."""
-    counts = sorted({count for count, _ in results})
+    """Lines of text: the data, a line for each number of real and generated images, a summary.
+
+    results: as of collected(). tested: number of test images.
+    """
     source = f"{args.generator}.py" if args.generator in GENERATORS else args.generator
-    made = f"{args.add} images of each class generated by {source}"
-    sentences = [f"{name}, {made}, tested on {tested:,} real images:"]
-    pairs = []
-    for count in counts:
-        for pair in PAIRS:
-            pairs.append([[s["accuracy"] for s in results[count, arm]] for arm in pair])
-    raw = [compared(*pair) for pair in pairs]
+    made = f"{' or '.join(map(str, args.add))} images of each class generated by {source}"
+    lines = [f"{name}, {made} (--mix {args.mix}), tested on {tested:,} real images:"]
+    cases = list(itertools.product(args.per_class, args.add))
+    raw = []
+    for (count, added), arm in itertools.product(cases, PAIRS):
+        both = (results[count, added, arm], results[count, 0, PAIRS[arm]])
+        raw.append(compared(*[scored["accuracy"] for scored in both]))
     adjusted = holm([p for _, _, p in raw])
     tests = [(mean, error, p) for (mean, error, _), p in zip(raw, adjusted, strict=True)]
-    for count, alone, with_classical in zip(counts, tests[::2], tests[1::2], strict=True):
-        first = "with" if count == counts[0] else "With"
-        sentences.append(
-            f"{first} {count} real images of each class, adding them {in_words(*alone)}; where "
-            f"classical augmentation is used anyway, it {in_words(*with_classical)}."
+    for (count, added), alone, with_classical in zip(cases, tests[::2], tests[1::2], strict=True):
+        lines.append(
+            f"- {count} real and {added} generated images of each class: adding the generated ones "
+            f"{in_words(*alone)}; where classical augmentation is used anyway, it "
+            f"{in_words(*with_classical)}."
         )
     helps = sum(p < 0.05 and mean > 0 for mean, _, p in tests)
     hurts = sum(p < 0.05 and mean < 0 for mean, _, p in tests)
-    accuracy = statistics.mean(value for pair in pairs for values in pair for value in values)
+    accuracy = statistics.mean(x for scored in results.values() for x in scored["accuracy"])
     uncertain = 100 * math.sqrt(accuracy * (1 - accuracy) / tested)
-    sentences.append(
+    lines.append(
         f"Of {len(tests)} comparisons {helps} show{'s' if helps == 1 else ''} that it helps, "
-        f"{hurts} that it hurts, {len(tests) - helps - hurts} neither (p after Holm). ± is the "
-        f"standard error over {args.seeds} trainings of the classifier. The subset, the generator "
-        "and the test images are the same in all of them: others may differ by more, and "
-        f"{tested:,} test images alone leave any accuracy uncertain by {uncertain:.1f} points."
+        f"{hurts} that it hurts, {len(tests) - helps - hurts} neither (p after Holm). The same "
+        f"{tested:,} test images in all leave any accuracy uncertain by {uncertain:.1f} points."
     )
-    return " ".join(sentences)
+    return lines
+
+
+def shared(data, args):
+    """The expected share of images that a subset of the largest --per-class has in common with
+    another one. data: the training images."""
+    return statistics.mean(max(args.per_class) / count for count in datasets.class_counts(data))
+
+
+def what_the_error_covers(args, data):
+    """The meaning of every "±", in words. data: the training images."""
+    trainings = f"{args.seeds} trainings of the classifier"
+    if args.subsets == 1:
+        words = "with one subset and one generator: it does not cover the choice of these"
+        return f"± is the standard error over {trainings} {words} (--subsets 3 does)."
+    return (
+        f"± is the standard error over {args.subsets} subsets, each with its own generator and "
+        f"the mean of {trainings} (degrees of freedom: {args.subsets - 1}): it covers the choice "
+        f"of the images and the generator, too. Two subsets of {max(args.per_class)} images a "
+        f"class share about {100 * shared(data, args):.2g} % of them."
+    )
 
 
 def table(results):
     """Markdown: a row for each number of images and arm, mean ± standard error in percent."""
     lines = [
-        "| real images a class | trained on | accuracy, % | precision, % | recall, % |",
-        "|---|---|---|---|---|",
+        "| real images a class | generated | trained on | accuracy, % | precision, % | recall, % |",
+        "|---|---|---|---|---|---|",
     ]
-    for (count, arm), of_seeds in results.items():
+    for (count, added, arm), scored in results.items():
         cells = []
         for score in SCORES:
-            mean, error = mean_and_error([100 * values[score] for values in of_seeds])
+            mean, error = mean_and_error([100 * value for value in scored[score]])
             cells.append(f"{mean:.1f} ± {error:.1f}")
-        lines.append(f"| {count} | {arm} | {' | '.join(cells)} |")
+        lines.append(f"| {count} | {added} | {arm} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw_curve(results, path, title):
-    """Accuracy over the number of real images, a line for each arm, with standard errors."""
+def draw_curve(results, args, path, title):
+    """Accuracy over --add if it has several numbers, and over --per-class if that has several.
+
+    A line for each arm, with standard errors; a panel for each number of the other flag.
+    """
     try:
         from matplotlib.figure import Figure  # without pyplot: no window, no global state
     except ImportError:
         print("curve.png is not drawn: matplotlib is not installed", file=sys.stderr)
         return
-    figure = Figure(figsize=(7, 4.5), dpi=110, layout="constrained")
-    axis = figure.subplots()
-    counts = sorted({count for count, _ in results})
-    styles = {"real": ("#555555", "o-"), "real+classical": ("#1f77b4", "o-")}
-    styles |= {"real+generated": ("#d95f02", "s--"), "real+both": ("#1b9e77", "s--")}
-    for arm, (color, style) in styles.items():
-        points = []
-        for count in counts:
-            points.append(mean_and_error([100 * s["accuracy"] for s in results[count, arm]]))
-        means, errors = zip(*points, strict=True)
-        axis.errorbar(counts, means, errors, color=color, fmt=style, capsize=3, label=arm)
-    axis.set_xscale("log")
-    axis.set_xticks(counts, [str(count) for count in counts])
-    axis.minorticks_off()
-    axis.set_xlabel("real images of each class")
-    axis.set_ylabel("accuracy on held-out real images, %")
-    axis.set_title(title, fontsize=11, parse_math=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    panels = []  # (title, label of the x axis, {x: (real images, generated images)})
+    names = ("real images of each class", "generated images of each class")
+    for count in args.per_class:
+        panels.append((f"{count} {names[0]}", names[1], {x: (count, x) for x in args.add}))
+    for added in args.add:
+        panels.append((f"{added} {names[1]}", names[0], {x: (x, added) for x in args.per_class}))
+    panels = [panel for panel in panels if len(panel[2]) > 1] or panels[-1:]
+    figure = Figure(figsize=(7, 4.5 * len(panels)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(panels), sharey=True, squeeze=False)
+    for axis, (words, label, places) in zip(axes.flat, panels, strict=True):
+        for arm, color in zip(ARMS, COLORS, strict=True):
+            points = []
+            for count, added in places.values():
+                values = results[count, added if arm in PAIRS else 0, arm]["accuracy"]
+                points.append(mean_and_error([100 * value for value in values]))
+            means, errors = zip(*points, strict=True)
+            style = "s--" if arm in PAIRS else "o-"
+            axis.errorbar(list(places), means, errors, color=color, fmt=style, capsize=3, label=arm)
+        axis.set(xscale="log", xlabel=label, ylabel="accuracy on held-out real images, %")
+        axis.set_xticks(list(places), [str(x) for x in places])
+        axis.minorticks_off()
+        axis.set_title(f"{title}, {words}", fontsize=11, parse_math=False)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
     write_atomic(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
@@ -539,17 +666,18 @@ def draw_curve(results, path, title):
 
 
 def read_results(path):
-    """results.csv -> {(images a class, arm, seed): scores}. Damaged rows are left out, with a line,
-    and these classifiers are trained again."""
+    """results.csv -> {(images a class, subset, generated images a class, arm, seed): scores}.
+
+    Damaged rows are left out, with a line, and these classifiers are trained again."""
     results = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     rows = text.splitlines()[1:]
     for row in rows:
         with contextlib.suppress(ValueError):
-            per_class, arm, seed, *values = row.split(",")
+            per_class, k, added, arm, seed, *values = row.split(",")
             values = dict(zip(SCORES, map(float, values), strict=True))
             if all(0 <= value <= 1 for value in values.values()):
-                results[int(per_class), arm, int(seed)] = values
+                results[int(per_class), int(k), int(added), arm, int(seed)] = values
     if len(results) < len(rows):
         damaged = len(rows) - len(results)
         print(f"{printable(path)}: {damaged} damaged rows are left out", file=sys.stderr)
@@ -557,7 +685,7 @@ def read_results(path):
 
 
 def write_results(path, results):
-    lines = [",".join(["per_class", "arm", "seed", *SCORES])]
+    lines = [",".join(["per_class", "subset", "add", "arm", "seed", *SCORES])]
     for key, values in results.items():
         cells = [*key, *(values[score] for score in SCORES)]
         lines.append(",".join(map(str, cells)))
@@ -569,14 +697,15 @@ def resumed(args):
     try:
         path = Path(args.resume) / "settings.json"
         settings = json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")
-        settings = {"fit": "crop", **settings}  # older runs have no such flag
+        if "per_class" in settings and "mix" not in settings:
+            raise InputError(f"'{args.resume}' was begun by an older augment.py: start a new run")
         flags = {name: settings[name] for name in vars(args)}
         training.check_flags(flags_parser(), flags)
         args.fingerprint = settings["fingerprint"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         words = "is no run of augment.py (settings.json is missing or damaged)"
         raise InputError(f"'{args.resume}' {words}") from None
-    flags["resume"] = args.resume
+    flags |= {"resume": args.resume, "weights": args.weights or flags["weights"]}
     if args.device != "auto":
         flags["device"] = args.device
     return argparse.Namespace(**flags, fingerprint=args.fingerprint)
@@ -609,9 +738,13 @@ def main(argv=None):
     for count in args.per_class:  # wrong input fails before anything is written
         few = subset(data, count)
         if args.generator in GENERATORS:
-            generator_flags(args, few, "subset", "generator", device)
+            generator_flags(args, few, 0, "subset", "generator", device)
+    if args.subsets > 1 and shared(data, args) == 1:
+        raise InputError("--subsets: all hold every training image: take a smaller --per-class")
     if args.generator not in GENERATORS:
         check_knows_classes(training.read_checkpoint(args.generator), args.generator)
+    if args.weights and args.eval_images:
+        metrics.load_weights(args.weights)
     if args.resume:
         folder = Path(args.resume)
         if args.fingerprint != data.fingerprint:
@@ -633,43 +766,41 @@ def main(argv=None):
 
 def work(args, data, test, folder, device):
     """Do everything in the run directory that is not there yet."""
-    classes = f"{len(data.classes)} classes"
-    print(
-        f"{data.name} {args.size}x{args.size}, {classes}; tested on {len(test.images)} real images"
-    )
+    print(f"{data.name} {args.size}x{args.size}, tested on {len(test.images)} real images")
     done = read_results(folder / "results.csv")
-    for count in args.per_class:
-        path = folder / f"subset-{count}.npz"
-        part = subset(data, count)
+    fids = {}
+    for count, k in itertools.product(args.per_class, range(args.subsets)):
+        name = f"{count}-{k}" if k else f"{count}"
+        path = folder / f"subset-{name}.npz"
+        part = subset(data, count, k)
         if not path.exists():
             save_arrays(path, part.images, part.labels, part.classes)
         few = datasets.load(path, args.size)
         check_part(path, few, part.labels)
-        generated = generated_images(args, count, few, folder, device)
-        jobs = [(seed, arm) for seed in range(args.seeds) for arm in ARMS]
-        jobs = [(seed, arm) for seed, arm in jobs if (count, arm, seed) not in done]
-        print(f"{len(jobs)} classifiers to train on {count} images of each class", flush=True)
-        title = f"classifiers, {count} a class"
+        generated = generated_images(args, name, k, few, folder, device)
+        fids[count, k] = measured_fids(args, few, generated, test, device)
+        jobs = [(count, k, *way, seed) for seed in seeds(args, k) for way in ways(args)]
+        jobs = [key for key in jobs if key not in done]
+        print(f"{len(jobs)} classifiers to train on {path.stem}", flush=True)
         total = len(jobs) * args.steps
-        with tqdm(total=total, desc=title, unit="step", disable=None) as bar:
-            for seed, arm in jobs:
-                extra = generated if arm in ("real+generated", "real+both") else None
+        with tqdm(total=total, desc=path.stem, unit="step", disable=None) as bar:
+            for key in jobs:
+                _, _, added, arm, seed = key
+                extra = of_each_class(generated, 0, added) if added else None
                 augment = arm in ("real+classical", "real+both")
-                result = train_classifier(few, extra, test, args, augment, seed, device, bar)
-                done[count, arm, seed] = result
+                done[key] = train_classifier(few, extra, test, args, augment, seed, device, bar)
                 write_results(folder / "results.csv", done)
                 if bar.disable:
-                    accuracy = f"accuracy {100 * result['accuracy']:.1f} %"
-                    print(f"{count} a class, {arm}, seed {seed}: {accuracy}", flush=True)
-    results = {}
-    for count in args.per_class:
-        for arm in ARMS:
-            results[count, arm] = [done[count, arm, seed] for seed in range(args.seeds)]
-    text = verdict(results, args, data.name, len(test.images))
-    write_text(folder / "table.md", f"{table(results)}\n\n{markdown(text)}\n")
-    title = f"{data.name}, {args.add} generated images of each class"
-    draw_curve(results, folder / "curve.png", title)
-    print(f"\n{table(results)}\n\n{printable(text, 5000)}\n\neverything is in {printable(folder)}")
+                    words = f"{path.stem}, {arm}, {added} generated, seed {seed}"
+                    print(f"{words}: accuracy {100 * done[key]['accuracy']:.1f} %", flush=True)
+    results = collected(done, args)
+    lines = verdict(results, args, data.name, len(test.images))
+    lines.append(what_the_error_covers(args, data))
+    tables = f"{table(results)}\n\n{fid_table(fids)}\n\n"
+    write_text(folder / "table.md", tables + "\n\n".join(map(markdown, lines)) + "\n")
+    draw_curve(results, args, folder / "curve.png", data.name)
+    print(f"\n{tables}" + "\n\n".join(printable(line, 5000) for line in lines))
+    print(f"\neverything is in {printable(folder)}")
 
 
 if __name__ == "__main__":

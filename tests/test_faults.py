@@ -730,6 +730,7 @@ SETTINGS = dict(
 WRONG = [dict(per_class="5"), dict(per_class=[[5]]), dict(per_class=[10**30]), dict(steps="many")]
 WRONG += [dict(generator=3), dict(size="big"), dict(add=-1), dict(seeds=10**12), dict(batch=None)]
 WRONG += [dict(width=1e9), dict(no_flip="x"), dict(generator_flags=7), dict(data=""), None]
+WRONG += [dict(mix="all"), dict(subsets=0), dict(add=5), dict(add=[5, "x"]), dict(dims=7)]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, "\udcff", *WRONG], ids=repr)
@@ -748,24 +749,24 @@ def test_good_settings(tmp_path):
     assert vars(args) == {**SETTINGS, "resume": str(tmp_path), "device": "cpu"}
 
 
-HEAD = b"per_class,arm,seed,accuracy,precision,recall\n5,real,0,0.5,0.25,1\n"
+HEAD = b"per_class,subset,add,arm,seed,accuracy,precision,recall\n5,0,0,real,0,0.5,0.25,1\n"
 
 
 @pytest.mark.parametrize(
     "row",
-    [b"5,real,1,\0\0\0,0.1,0.1", b"\xff\xfe,real,1,1,0.1,0.1", b"5,real,1,nan,0.1,0.1",
-     b"5,real,1,7e300,0,0", b"5,real,1," + 200_000 * b"9" + b",0,0", b'"5,real,1,1,0.1,0.1',
-     b"5,real,1,0.1,0.1", b"5,real"],
+    [b"5,0,0,real,1,\0\0\0,0.1,0.1", b"\xff\xfe,0,0,real,1,1,0.1,0.1", b"5,0,0,real,1,nan,0.1,0.1",
+     b"5,0,0,real,1,7e300,0,0", b"5,0,0,real,1," + 200_000 * b"9" + b",0,0",
+     b'"5,0,0,real,1,1,0.1,0.1', b"5,0,0,real,1,0.1,0.1", b"5,0,0,real"],
     ids=range(8),
 )  # fmt: skip
 def test_damaged_results(tmp_path, capsys, row):
     path = tmp_path / "results.csv"
-    path.write_bytes(HEAD + row + b"\n5,real,2,1,1,1\n")
+    path.write_bytes(HEAD + row + b"\n5,0,0,real,2,1,1,1\n")
     results = augment.read_results(path)
     ones = {"accuracy": 1, "precision": 1, "recall": 1}
     assert results == {
-        (5, "real", 0): {"accuracy": 0.5, "precision": 0.25, "recall": 1},
-        (5, "real", 2): ones,
+        (5, 0, 0, "real", 0): {"accuracy": 0.5, "precision": 0.25, "recall": 1},
+        (5, 0, 0, "real", 2): ones,
     }
     assert capsys.readouterr().err == f"{path}: 1 damaged rows are left out\n"
 

@@ -30,7 +30,7 @@ BUDGETS = {  # file: the most code lines
     "inception.py": 260,
     "sample.py": 245,
     "report.py": 800,
-    "augment.py": 520,
+    "augment.py": 560,
 }
 TOKENS = 11  # a code line
 
