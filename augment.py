@@ -73,7 +73,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 import training
-from datasets import layout, shuffled
+from datasets import layout
 from sources import (
     InputError,
     check_new_directory,
@@ -108,6 +108,7 @@ def flags_parser():
     add("--mix", choices=["union", "half"], default="union", help="see below [union]")
     add("--subsets", type=number(int, 1, 10**4), default=1, help="draws of the small set [1]")
     add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
+    add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
     add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
     add("--steps", type=some, default=500, help="optimizer steps of a classifier [%(default)s]")
     add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
@@ -149,15 +150,11 @@ def subset(data, count, seed=0):
 
     The images for a smaller count are among those for a larger one. InputError if a class has
     fewer."""
-    rows = []
-    for label, name in enumerate(data.classes):
-        members = (data.labels == label).nonzero()[:, 0]
-        if len(members) < count:
-            words = f"has {len(members)} training images, and {count} are asked for"
+    for name, members in zip(data.classes, datasets.class_counts(data), strict=True):
+        if members < count:
+            words = f"has {members} training images, and {count} are asked for"
             raise InputError(f"class '{name}' of {data.name} {words}")
-        rows.append(members[shuffled(len(members), seed)[:count]])
-    rows = torch.cat(rows)
-    return data._replace(images=data.images[rows], labels=data.labels[rows])
+    return datasets.pick(data, datasets.rows_per_class(data, count, seed))
 
 
 def of_each_class(data, start, stop):
@@ -716,7 +713,7 @@ def resumed(args):
 
 def labelled_data(args):
     """The Images to train on and those to test on. Without a split, a fifth is held out."""
-    data, test = datasets.load_parts(args.data, args.size)
+    data, test = datasets.load_parts(args.data, args.size, fit=args.fit)
     if data.labels is None:
         words = "has no labels, which a classifier needs: one sub-folder for each class"
         raise InputError(f"'{args.data}' {words}")
@@ -725,7 +722,8 @@ def labelled_data(args):
             raise InputError(
                 f"'{args.data}' has {len(data.images)} images: too few to hold some out"
             )
-        data, test = datasets.load_parts(args.data, args.size, len(data.images) // 5)
+        count = len(data.images) // 5
+        data, test = datasets.load_parts(args.data, args.size, count, args.fit)
     return data, test
 
 

@@ -91,7 +91,7 @@ PRESETS = {
     # discriminator slower than the generator. Ours: how much of each
     "animals": dict(
         data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=100, lr=2e-4,
-        lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000,
+        lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000, fit="squash",
         report=R0,
     ),
     # What is left of R0's own list of missing pieces after an ablation. --augment pays off after
@@ -99,15 +99,9 @@ PRESETS = {
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4,
         lr_d=2.5e-4, ema=0.995, class_scale=1 / 128, class_from="real", d_norm="batch",
-        loss="logistic", augment=True,
+        loss="logistic", augment=True, fit="squash",
         report=R0,
     ),
-}  # fmt: skip
-
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
 }  # fmt: skip
 
 
@@ -154,9 +148,7 @@ def parse_args(argv=None):
     parser = new_parser(f"{SCRIPT}.py", __doc__)
     add_own_flags(parser)
     training.add_run_flags(parser, PRESETS)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
-    args.lr_g = args.lr_g or args.lr
-    args.lr_d = args.lr_d or args.lr
+    args, typed = training.parse(parser, PRESETS, SCRIPT, argv)
     if args.condition == "projection" and "class_from" in typed:
         raise InputError("--class-from does nothing with --condition projection: leave it out")
     if args.r1 > 0 and args.d_norm == "batch":
@@ -463,21 +455,6 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     return generator.to(device, memory_format=datasets.layout(device)).eval()
 
 
-@torch.no_grad()
-def to_images(generator, z, y):
-    """Latents (N, latent_dim) and classes (N, classes) -> uint8 (N, channels, size, size) on the
-    CPU, 100 at a time."""
-    device = next(generator.parameters()).device
-    was_training = generator.training
-    generator.eval()
-    parts = []
-    for z_part, y_part in zip(z.split(100), y.split(100), strict=True):
-        images = generator(z_part.to(device), y_part.to(device))
-        parts.append(datasets.to_uint8(images).cpu())
-    generator.train(was_training)
-    return torch.cat(parts)
-
-
 def asked_labels(generator, n, seed, first=0):
     """The classes that generate() draws: int64 (n,), each as likely as it is in the data."""
     return training.random_labels(generator.class_counts, n, seed, first)
@@ -492,7 +469,7 @@ def generate(generator, n, seed=0, first=0, label=None):
     labels = asked_labels(generator, n, seed, first)
     if label is not None:
         labels = torch.full((n,), label)
-    return to_images(generator, z, training.one_hot(labels, generator.classes))
+    return training.to_images(generator, z, training.one_hot(labels, generator.classes))
 
 
 WALKS = ("spherical", "linear", "classes")
@@ -505,19 +482,9 @@ def walk(generator, kind, rows, frames, seed=0, label=None):
     or another class for each row.
     kind "classes": from that class to the next, with one random latent.
     """
-    classes = generator.classes
-    labels = torch.arange(rows) % classes
-    if label is not None:
-        labels = torch.full((rows,), label)
-    y = training.one_hot(labels, classes)
-    if kind != "classes":
-        z = training.walks(rows, frames, generator.latent_dim, kind, seed)
-        return to_images(generator, z, y.repeat_interleave(frames, 0))
-    z = training.latents(rows, generator.latent_dim, seed)
-    next_y = training.one_hot((labels + 1) % classes, classes)
-    t = torch.linspace(0, 1, frames)[:, None]
-    y = torch.lerp(y[:, None], next_y[:, None], t)  # (rows, frames, classes)
-    return to_images(generator, z.repeat_interleave(frames, 0), y.flatten(0, 1))
+    sizes = (generator.latent_dim, generator.classes)
+    z, y = training.class_walks(rows, frames, *sizes, kind, seed, label)
+    return training.to_images(generator, z, y)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -529,7 +496,7 @@ def draw(run, generator, seed):
     if run.is_main:
         classes = generator.classes
         z, labels = training.class_rows(classes, generator.latent_dim, seed)
-        images = to_images(generator, z, training.one_hot(labels, classes))
+        images = training.to_images(generator, z, training.one_hot(labels, classes))
         picture = datasets.grid(images, columns=8)
         datasets.save_picture(picture, run.path / "samples" / f"{run.step:06d}.png")
 
@@ -539,7 +506,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     datasets.require_labels(data, args.data)
     batches = training.new_batches(args, typed, data, device, args.balance)  # sets args.batch
     per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
@@ -575,8 +544,10 @@ def main(argv=None):
         weight_decay=args.weight_decay,
         **training.adam_options(device),
     )
-    opt_g = adam(generator.parameters(), args.lr_g)
-    opt_d = adam(discriminator.parameters(), args.lr_d)
+    lr_g = args.lr_g or args.lr
+    lr_d = args.lr_d or args.lr
+    opt_g = adam(generator.parameters(), lr_g)
+    opt_d = adam(discriminator.parameters(), lr_d)
 
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     networks = (generator, discriminator)
@@ -586,11 +557,14 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -605,9 +579,10 @@ def main(argv=None):
             draw(run, sampler, args.seed + 1)
             run.write_weights()
         while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
-            sigma = training.scalar(args.noise * max(0.0, 1 - run.step / args.noise_steps), device)
-            training.set_lr(opt_g, args.lr_g * args.lr_decay**run.step)
-            training.set_lr(opt_d, args.lr_d * args.lr_decay**run.step)
+            noise = args.noise * max(0.0, 1 - run.step / args.noise_steps)
+            sigma = training.scalar(noise, device)
+            training.set_lr(opt_g, lr_g * args.lr_decay**run.step)
+            training.set_lr(opt_d, lr_d * args.lr_decay**run.step)
             r1 = torch.zeros((), device=device)  # the mean over the updates of this step
             for k in range(args.d_steps):
                 real, labels = next(batches)
@@ -629,17 +604,21 @@ def main(argv=None):
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
+                if args.noise > 0:
+                    scores["noise"] = noise
                 run.write_log(**scores)  # waits for the device; stops the run at NaN
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("generator")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -647,11 +626,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )

@@ -43,6 +43,7 @@ import torch
 from PIL import Image
 
 from sources import (
+    FITS,
     LAYOUT,
     RANK,
     WORLD,
@@ -94,9 +95,10 @@ class Images(NamedTuple):
 # ---------------------------------------------------------------------------------------- load
 
 
-def load(name_or_path, size, split="train"):
+def load(name_or_path, size, split="train", fit="crop"):
     """One split of a data set as Images of size x size pixels.
 
+    fit: how images that are not square become square, "crop", "squash" or "pad": sources.fitted.
     split: "train", "test" or "all". A set without a split of its own trains on everything ("train"
     is all of it). Its "test" is then a fixed random part, a tenth of the images but at least 2,000
     if there are as many: good for metrics, but not held out (`held_out` is False).
@@ -105,33 +107,29 @@ def load(name_or_path, size, split="train"):
     name_or_path = str(name_or_path)
     if split not in ("train", "test", "all"):
         raise InputError(f"unknown split '{split}': use train, test or all")
+    if fit not in FITS:
+        raise InputError(f"unknown fit '{fit}': use {', '.join(FITS)}")
     if is_named(name_or_path) and Path(name_or_path).exists():
         words = f"is the known set; for the path here, write ./{name_or_path}"
         say_once(f"note: '{name_or_path}' {words}")
     if name_or_path == "shapes":
         return shapes(size, split)
     name, key, stamp, open_source = locate(name_or_path, size)
-    pixels, info = prepared(key, stamp, size, open_source)
+    pixels, info = prepared(key, stamp, size, open_source, fit)
     for line in info["remarks"]:
         say_once(line)
     images = torch.from_numpy(pixels)
     labels = None if info["labels"] is None else torch.tensor(info["labels"])
+    held_out = info["split"] is not None
     data = Images(
-        images=images,
-        labels=labels,
-        classes=info["classes"],
-        name=name,
-        fingerprint=info["fingerprint"],
-        held_out=info["split"] is not None,
-        note=info["note"],
+        images, labels, info["classes"], name, info["fingerprint"], held_out, info["note"]
     )
     if split == "all" or (split == "train" and not data.held_out):
         return data
     if data.held_out:
         rows = torch.tensor(info["split"]).eq(split == "test").nonzero()[:, 0]
     else:
-        count = max(len(images) // 10, min(len(images), 2000))
-        rows = shuffled(len(images), 0)[:count].sort().values
+        rows = test_rows(len(images))
     if len(rows) == 0:
         raise InputError(f"'{printable(name_or_path)}' has no image in its split '{split}'")
     return pick(data, rows)
@@ -217,28 +215,58 @@ def pick(data, rows, note=""):
     return data._replace(images=data.images[rows], labels=labels, note=data.note + note)
 
 
-def load_parts(name_or_path, size, count=0):
+def rows_per_class(data, count, seed=0):
+    """Rows of at most `count` random images of each class, int64 (n,), class by class.
+
+    Those for a smaller count are among those for a larger one. Without labels, all images are one
+    class.
+    """
+    labels = torch.zeros(len(data.images)) if data.labels is None else data.labels
+    rows = []
+    for label in range(max(1, len(data.classes))):
+        members = (labels == label).nonzero()[:, 0]
+        rows.append(members[shuffled(len(members), seed)[:count]])
+    return torch.cat(rows)
+
+
+def limited(data, per_class):
+    """Training images with at most `per_class` of each class. A line says how many these are."""
+    rows = rows_per_class(data, per_class).sort().values
+    limit = f"at most {per_class:,} {'a class' if data.classes else 'in all'}"
+    words = f"{len(rows):,} of {len(data.images):,} training images are used ({limit})"
+    counts = zip(data.classes, class_counts(data), strict=True)
+    fewer = [f"{printable(name, 40)} has {count:,}" for name, count in counts if count < per_class]
+    if fewer:
+        words += f"; classes with fewer: {len(fewer)}, the first: {fewer[0]}"
+    say_once(f"{printable(data.name)}: {words}")
+    return pick(data, rows, f", {limit}")
+
+
+def load_parts(name_or_path, size, count=0, fit="crop", per_class=None):
     """(training images, held-out images in random order, or None).
 
     These are the splits of the set. If it has none, `count` images are held out at random, always
-    the same ones.
+    the same ones. per_class: use at most so many training images of each class.
     """
-    data = load(name_or_path, size)
+    data = load(name_or_path, size, fit=fit)
+    held_out = None
     if data.held_out and count:
         raise InputError(f"'{data.name}' has a test split of its own: leave out --hold-out")
     if data.held_out:
-        test = load(name_or_path, size, "test")
-        data = data._replace(note=f"{data.note}, without {len(test.images)} held-out ones")
-        return data, pick(test, shuffled(len(test.images), 0))
-    if not count:
-        return data._replace(note=f"{data.note}, none of them held out"), None
-    total = len(data.images)
-    if not 1 < count < total:
-        words = f"has {total} images: --hold-out must be from 2 to less than that"
-        raise InputError(f"'{data.name}' {words}")
-    order = shuffled(total, 0)
-    train = pick(data, order[count:].sort().values, f", without {count} held-out ones")
-    return train, pick(data, order[:count], ", held out")
+        test = load(name_or_path, size, "test", fit)
+        count = len(test.images)
+        held_out = pick(test, shuffled(count, 0))
+    elif count:
+        total = len(data.images)
+        if not 1 < count < total:
+            words = f"has {total} images: --hold-out must be from 2 to less than that"
+            raise InputError(f"'{data.name}' {words}")
+        order = shuffled(total, 0)
+        held_out = pick(data, order[:count], ", held out")
+        data = pick(data, order[count:].sort().values)
+    words = f"without {count} held-out ones" if count else "none of them held out"
+    data = data._replace(note=f"{data.note}, {words}")
+    return limited(data, per_class) if per_class else data, held_out
 
 
 def measured_on(train, held_out):
@@ -249,34 +277,61 @@ def measured_on(train, held_out):
 
 
 class Reference(NamedTuple):
-    """Two disjoint sets of real images, so that best.pt is never measured on what chose it."""
+    """Real images for the numbers of a run, each uint8 (n, C, H, W)."""
 
-    choose: torch.Tensor  # uint8 (n, C, H, W): chooses best.pt
-    judge: torch.Tensor  # uint8 (n, C, H, W): gives the final numbers
-    words: str
+    choose: torch.Tensor  # for the curve; these choose best.pt
+    judge: torch.Tensor  # for the final numbers of last.pt, which nothing has chosen
+    floor: torch.Tensor  # others, to be compared with `judge`
+    words: str  # what `choose` and `judge` are
 
 
-def reference_images(name_or_path, size, held_out, count):
-    """At most `count` real images on each side: the two halves of the held-out images, in random
-    order. Where held_out is None, the halves of split "test", a fixed random part of all images.
+def reference_images(train, held_out, count):
+    """At most `count` images for each purpose: `choose` is from half of the held-out images, and
+    `judge` from all of them; `floor` is of training images. train, held_out: of load_parts.
 
-    Raises InputError if a side has fewer than 2 images.
+    Where nothing is held out, a fixed random part of the training images takes their place: that of
+    split "test". If too few others are left for `floor`, `judge` is from the other half only, and
+    `floor` is `choose`. Raises InputError if an evaluation has fewer than 2 images.
     """
+    pool = held_out
+    words = "held-out images"
+    others = torch.ones(len(train.images), dtype=torch.bool)
     if held_out is None:
-        pool = load(name_or_path, size, "test")
+        rows = test_rows(len(train.images))
+        pool = pick(train, rows)
         words = "training images (the data have no held-out split)"
-    else:
-        pool = held_out
-        words = "held-out images"
+        others[rows] = False
     order = shuffled(len(pool.images), 0)
     choose = pool.images[order[0::2][:count]]
-    judge = pool.images[order[1::2][:count]]
+    judge = pool.images[order[:count]]
+    others = others.nonzero()[:, 0]
+    floor = train.images[others[shuffled(len(others), 1)[: len(judge)]]]
+    if len(floor) < len(judge):
+        judge = pool.images[order[1::2][:count]]
+        floor = choose
     if min(len(choose), len(judge)) < 2:
         raise InputError(
             "an evaluation needs 2 images on each side: "
             "see --eval-images (0: none) and the test split"
         )
-    return Reference(choose, judge, f"{words} of {pool.name}")
+    return Reference(choose, judge, floor, f"{words} of {pool.name}")
+
+
+def test_rows(count):
+    """The fixed random part of a set without a split that stands for its split "test"."""
+    return shuffled(count, 0)[: max(count // 10, min(count, 2000))].sort().values
+
+
+def image_hashes(images):
+    """A hash of the content of each image: uint8 (N, C, H, W) -> int64 (N,).
+
+    It does not depend on the order or the split. Grey counts as three equal channels.
+    """
+    hashes = []
+    for image in images.expand(-1, 3, -1, -1):
+        digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
+        hashes.append(int.from_bytes(digest, "little", signed=True))
+    return torch.tensor(hashes, dtype=torch.int64)
 
 
 def require_labels(data, source):
@@ -319,10 +374,8 @@ def channel_moments(images):
 
 def default_size(name_or_path):
     """A fitting --size: 32 where the images are no larger than that (28x28 is padded), else 64."""
-    name_or_path = str(name_or_path)
-    if name_or_path in SIZE_32:
-        return 32
-    return 32 if native_size(name_or_path) <= 32 else 64
+    small = str(name_or_path) in SIZE_32 or native_size(name_or_path) <= 32
+    return 32 if small else 64
 
 
 def native_size(name_or_path):
@@ -565,27 +618,28 @@ def shuffled(n, seed):
 # --------------------------------------------------------------------------------- preparation
 
 
-def prepared(key, stamp, size, open_source):
+def prepared(key, stamp, size, open_source, fit):
     """The prepared array of a source: from data/<key>-<size>.npy if that is up to date, else made.
 
+    Where fit is not "crop", the name is <key>-<size>-<fit>.npy.
     The .json next to it is written last and removed first, so an array without one is never used.
     Returns uint8 (N, C, size, size), memory-mapped copy-on-write, and the dict of the .json.
     Raises InputError if data/ cannot be written.
     """
-    array = DATA / f"{key}-{size}.npy"
-    about = DATA / f"{key}-{size}.json"
+    name = f"{key}-{size}" if fit == "crop" else f"{key}-{size}-{fit}"
+    array = DATA / f"{name}.npy"
+    about = DATA / f"{name}.json"
     result = read_prepared(array, about, stamp)
     if result:
         return result
-    lock = DATA / f"{key}-{size}.lock"
+    lock = DATA / f"{name}.lock"
     try:
         DATA.mkdir(parents=True, exist_ok=True)
         lock.touch()
     except OSError as error:
         words = f"the folder {DATA} for prepared images cannot be written here"
         raise InputError(f"{words} ({short(error)}): start in another folder") from None
-    wait = f"another process is preparing {printable(key)}; waiting for it"
-    with locked(lock, wait=wait):
+    with locked(lock, wait=f"another process is preparing {printable(key)}; waiting for it"):
         result = read_prepared(array, about, stamp)
         if result:  # the other process has prepared it
             return result
@@ -595,7 +649,7 @@ def prepared(key, stamp, size, open_source):
             print(f"{printable(array)} {words}", file=sys.stderr)
         about.unlink(missing_ok=True)
         remove_half_written(DATA)
-        info = {"name": key, "stamp": stamp, **prepare(source, size, array, key)}
+        info = {"name": key, "stamp": stamp, **prepare(source, size, array, key, fit)}
         write_text(about, json.dumps({**info, "checksum": checksum(info)}))
         return np.load(array, mmap_mode="c"), info
 
@@ -682,6 +736,7 @@ def parse_args(argv=None):
     size = number(int, 8, 1025)
     add("--size", type=size, default=64, metavar="N", help="side in pixels [%(default)s]")
     add("--split", choices=["train", "test", "all"], default="train", help="[%(default)s]")
+    add("--fit", choices=FITS, default="crop", help="to make images square [%(default)s]")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
     add("--stats", action="store_true", help="print counts, balance, channel means")
     add("--svd", metavar="FILE.png", type=png_name, help="plot singular values, print dimensions")
@@ -700,10 +755,11 @@ def main(argv=None):
     if args.data is None:
         list_data()
         return
-    data = load(args.data, args.size, args.split)
+    data = load(args.data, args.size, args.split, args.fit)
     if args.show:
         rows = shuffled(len(data.images), 0)[:64]
         save_picture(grid(data.images[rows]), args.show)
+        say_once(f"{printable(data.name)}: {len(rows)} of {len(data.images):,} images, {data.note}")
         print(f"wrote {args.show}")
         if not (args.stats or args.svd):
             return
@@ -713,7 +769,7 @@ def main(argv=None):
         print(analysis.stats_text(data))
         if data.held_out:
             with contextlib.suppress(InputError):  # one side of the split may be empty
-                parts = [load(args.data, args.size, split) for split in ("train", "test")]
+                parts = [load(args.data, args.size, part, args.fit) for part in ("train", "test")]
                 print(f"{len(parts[0].images)} images to train on, {len(parts[1].images)} held out")
                 if data.labels is not None:
                     distance, divergence = analysis.jensen_shannon(*map(class_counts, parts))
@@ -742,8 +798,7 @@ def list_data():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             shape = json.loads(about.read_text(encoding="utf-8"))["shape"]
             n, channels, height, width = (operator.index(length) for length in shape)
-            megabytes = array.stat().st_size / 1e6
-            size = f"{height}x{width}x{channels}, {megabytes:,.1f} MB"
+            size = f"{height}x{width}x{channels}, {array.stat().st_size / 1e6:,.1f} MB"
             print(f"prepared: {printable(array)}, {n:,} images, {size}")
     for kind in ("downloads", "features"):
         folder = DATA / kind

@@ -84,15 +84,9 @@ PRESETS = {
     ),
     "food-noise": dict(  # R3f, our reading: the report gives no architecture
         data="food64", size=64, width=64, latent_dim=100, batch=64, steps=200_000, lr=2e-4,
-        noise=0.1, noise_steps=100_000, sample_every=2000, save_every=5000,
+        noise=0.1, noise_steps=100_000, sample_every=2000, save_every=5000, eval_images=2020,
         report={"protocol": "R3: plain GAN with decaying noise, abandoned for its cost; no number"},
     ),
-}  # fmt: skip
-
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
 }  # fmt: skip
 
 
@@ -125,10 +119,7 @@ def parse_args(argv=None):
         help="steps until the noise has faded to 0 [%(default)s]",
     )
     training.add_run_flags(parser, PRESETS)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
-    args.lr_g = args.lr_g or args.lr
-    args.lr_d = args.lr_d or args.lr
-    return args, typed
+    return training.parse(parser, PRESETS, SCRIPT, argv)
 
 
 # --------------------------------------------------------------------------------------- networks
@@ -272,20 +263,9 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     return generator.to(device, memory_format=datasets.layout(device)).eval()
 
 
-@torch.no_grad()
-def to_images(generator, z):
-    """Latents (N, latent_dim) -> uint8 (N, channels, size, size) on the CPU, 100 at a time."""
-    device = next(generator.parameters()).device
-    was_training = generator.training
-    generator.eval()
-    parts = [datasets.to_uint8(generator(part.to(device))).cpu() for part in z.split(100)]
-    generator.train(was_training)
-    return torch.cat(parts)
-
-
 def generate(generator, n, seed=0, first=0):
     """Images number first .. first + n - 1 of the sequence with this seed, uint8 on the CPU."""
-    return to_images(generator, training.latents(n, generator.latent_dim, seed, first))
+    return training.to_images(generator, training.latents(n, generator.latent_dim, seed, first))
 
 
 WALKS = ("spherical", "linear")
@@ -296,7 +276,8 @@ def walk(generator, kind, rows, frames, seed=0):
 
     kind: one of WALKS. Returns uint8 (rows * frames, channels, size, size).
     """
-    return to_images(generator, training.walks(rows, frames, generator.latent_dim, kind, seed))
+    z = training.walks(rows, frames, generator.latent_dim, kind, seed)
+    return training.to_images(generator, z)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -315,7 +296,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
     total = args.steps or args.epochs * per_epoch
@@ -345,8 +328,10 @@ def main(argv=None):
         weight_decay=args.weight_decay,
         **training.adam_options(device),
     )
-    opt_g = adam(generator.parameters(), args.lr_g)
-    opt_d = adam(discriminator.parameters(), args.lr_d)
+    lr_g = args.lr_g or args.lr
+    lr_d = args.lr_d or args.lr
+    opt_g = adam(generator.parameters(), lr_g)
+    opt_d = adam(discriminator.parameters(), lr_d)
 
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     networks = (generator, discriminator)
@@ -356,11 +341,14 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -375,9 +363,10 @@ def main(argv=None):
             draw(run, sampler, args.seed + 1)
             run.write_weights()
         while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
-            sigma = training.scalar(args.noise * max(0.0, 1 - run.step / args.noise_steps), device)
-            training.set_lr(opt_g, args.lr_g * args.lr_decay**run.step)
-            training.set_lr(opt_d, args.lr_d * args.lr_decay**run.step)
+            noise = args.noise * max(0.0, 1 - run.step / args.noise_steps)
+            sigma = training.scalar(noise, device)
+            training.set_lr(opt_g, lr_g * args.lr_decay**run.step)
+            training.set_lr(opt_d, lr_d * args.lr_decay**run.step)
             for _ in range(args.d_steps):
                 real, _ = next(batches)
                 d_real, d_fake = d_step(real, sigma)
@@ -389,17 +378,21 @@ def main(argv=None):
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
+                if args.noise > 0:
+                    scores["noise"] = noise
                 run.write_log(**scores)  # waits for the device; stops the run at NaN
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("generator")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -407,11 +400,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )

@@ -86,12 +86,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
-}  # fmt: skip
-
 
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
@@ -116,9 +110,7 @@ def parse_args(argv=None):
     words = "steps until the noise has faded to 0 [%(default)s]"
     add("--noise-steps", type=whole, default=10_000, help=words)
     training.add_run_flags(parser, PRESETS)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
-    args.lr_g = args.lr_g or args.lr
-    args.lr_d = args.lr_d or args.lr
+    args, typed = training.parse(parser, PRESETS, SCRIPT, argv)
     if args.similarity > 0 and not args.conditional:
         raise InputError("--similarity compares images of one class: add --conditional")
     return args, typed
@@ -283,21 +275,6 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     return generator.to(device, memory_format=datasets.layout(device)).eval()
 
 
-@torch.no_grad()
-def to_images(generator, z, y):
-    """Latents (N, latent_dim) and classes (N, classes) -> uint8 (N, channels, size, size) on the
-    CPU, 100 at a time."""
-    device = next(generator.parameters()).device
-    was_training = generator.training
-    generator.eval()
-    parts = []
-    for z_part, y_part in zip(z.split(100), y.split(100), strict=True):
-        images = generator(z_part.to(device), y_part.to(device))
-        parts.append(datasets.to_uint8(images).cpu())
-    generator.train(was_training)
-    return torch.cat(parts)
-
-
 def asked_labels(generator, n, seed, first=0):
     """The classes that generate() draws: int64 (n,), each as likely as it is in the data."""
     return training.random_labels(generator.class_counts, n, seed, first)
@@ -312,7 +289,7 @@ def generate(generator, n, seed=0, first=0, label=None):
     labels = asked_labels(generator, n, seed, first)
     if label is not None:
         labels = torch.full((n,), label)
-    return to_images(generator, z, training.one_hot(labels, generator.classes))
+    return training.to_images(generator, z, training.one_hot(labels, generator.classes))
 
 
 WALKS = ("spherical", "linear", "classes")
@@ -327,19 +304,9 @@ def walk(generator, kind, rows, frames, seed=0, label=None):
     """
     if kind == "classes" and not generator.conditional:
         raise InputError("a walk between classes needs a model trained with --conditional")
-    classes = generator.classes
-    labels = torch.arange(rows) % classes
-    if label is not None:
-        labels = torch.full((rows,), label)
-    y = training.one_hot(labels, classes)
-    if kind != "classes":
-        z = training.walks(rows, frames, generator.latent_dim, kind, seed)
-        return to_images(generator, z, y.repeat_interleave(frames, 0))
-    z = training.latents(rows, generator.latent_dim, seed)
-    next_y = training.one_hot((labels + 1) % classes, classes)
-    t = torch.linspace(0, 1, frames)[:, None]
-    y = torch.lerp(y[:, None], next_y[:, None], t)  # (rows, frames, classes)
-    return to_images(generator, z.repeat_interleave(frames, 0), y.flatten(0, 1))
+    sizes = (generator.latent_dim, generator.classes)
+    z, y = training.class_walks(rows, frames, *sizes, kind, seed, label)
+    return training.to_images(generator, z, y)
 
 
 # ------------------------------------------------------------------------------------------- main
@@ -355,7 +322,7 @@ def draw(run, generator, seed):
         return
     if generator.conditional:
         z, labels = training.class_rows(generator.classes, generator.latent_dim, seed)
-        images = to_images(generator, z, training.one_hot(labels, generator.classes))
+        images = training.to_images(generator, z, training.one_hot(labels, generator.classes))
     else:
         images = generate(generator, 64, seed)
     picture = datasets.grid(images, columns=8)
@@ -364,10 +331,15 @@ def draw(run, generator, seed):
 
 def main(argv=None):
     args, typed = parse_args(argv)
-    device, args.precision = training.pick_device(args.device, args.precision)
+    # At 16 pixels the last map is 1x1. There a CPU's gradient of 3x3 weights with stride 2 is wrong
+    # in bf16 (torch 2.11 to 2.14).
+    bf16_needs = None if args.size == 16 else "avx512_bf16"
+    device, args.precision = training.pick_device(args.device, args.precision, bf16_needs)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     if args.conditional:
         datasets.require_labels(data, args.data)
     else:
@@ -403,8 +375,10 @@ def main(argv=None):
         weight_decay=args.weight_decay,  # without it AdamW is Adam
         **training.adam_options(device),
     )
-    opt_g = adam(generator.parameters(), args.lr_g)
-    opt_d = adam(discriminator.parameters(), args.lr_d)
+    lr_g = args.lr_g or args.lr
+    lr_d = args.lr_d or args.lr
+    opt_g = adam(generator.parameters(), lr_g)
+    opt_d = adam(discriminator.parameters(), lr_d)
 
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     networks = (generator, discriminator)
@@ -415,11 +389,14 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -434,9 +411,10 @@ def main(argv=None):
             draw(run, sampler, args.seed + 1)
             run.write_weights()
         while run.step < total and not run.should_stop():  # Ctrl-C, SIGTERM
-            sigma = training.scalar(args.noise * max(0.0, 1 - run.step / args.noise_steps), device)
-            training.set_lr(opt_g, args.lr_g * args.lr_decay**run.step)
-            training.set_lr(opt_d, args.lr_d * args.lr_decay**run.step)
+            noise = args.noise * max(0.0, 1 - run.step / args.noise_steps)
+            sigma = training.scalar(noise, device)
+            training.set_lr(opt_g, lr_g * args.lr_decay**run.step)
+            training.set_lr(opt_d, lr_d * args.lr_decay**run.step)
             for _ in range(args.d_steps):
                 real, labels = next(batches)
                 y = training.one_hot(labels, len(counts))
@@ -452,17 +430,21 @@ def main(argv=None):
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
+                if args.noise > 0:
+                    scores["noise"] = noise
                 run.write_log(**scores)  # waits for the device; stops the run at NaN
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("generator")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -470,11 +452,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )

@@ -2,16 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
 # ///
-"""metrics.py: how close are generated images to real ones? FID, KID, MS-SSIM, and mode collapse.
+"""metrics.py: how close are generated images to real ones? FID, KID, SSIM, and mode collapse.
 
 FID    Frechet distance between two sets of images, each described by the mean and the covariance of
        its Inception features. Low is good. Heusel et al. 2017, arxiv.org/abs/1706.08500
 KID    squared kernel distance between the same features. Low is good. It is unbiased: its
        expectation does not depend on the number of images, and single values may fall below zero.
        Binkowski et al. 2018, arxiv.org/abs/1801.01401
-MS-SSIM    similarity of two images at several scales; 1 means identical. We report the mean over
-       pairs of a generated and a real image, and over pairs of generated images. If the latter is
-       much higher than among real images, the generator has collapsed.
+SSIM, MS-SSIM    similarity of two images, at one scale and at several; 1 means identical. We report
+       the mean over pairs of a generated and a real image, and over pairs of generated images. If
+       the latter is much higher than among real images, the generator has collapsed.
 precision, recall, density, coverage    by nearest neighbours among the features: are the images
        good, and is a kind of image missing?
 collapse   how many pairs of generated images are nearly the same, next to the count for real ones.
@@ -32,6 +32,10 @@ an .npz of samples `arr_0`, as guided-diffusion writes it, or of statistics `mu`
 pytorch-fid writes them: then only FID is measured. Data sets are compared at the size of their own
 images, the smaller one if they differ.
 
+best.pt knows which real images chose it and is never measured on them: all columns of a table are
+measured without them. What is measured of the checkpoints of a run is printed, and also written
+into its directory, as metrics-best-<real>.json, metrics-last-<real>.json and so on.
+
     python metrics.py cats64 runs/dcgan-cats64-1                 # the best and the last checkpoint
     python metrics.py photos.zip generated/ --dims 768 --floor   # folders, zips or .npz files
     python metrics.py shapes runs/*/last.pt --bootstrap 50       # one table, with standard errors
@@ -39,7 +43,7 @@ images, the smaller one if they differ.
     python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
 
 The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything;
-`fid`, `kid`, `ms_ssim`, `collapse` and `prdc` are its parts, and inception.py has `features`.
+`fid`, `kid`, `ssim`, `ms_ssim`, `collapse` and `prdc` are its parts. inception.py has `features`.
 """
 
 import signal
@@ -49,6 +53,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +68,7 @@ from tqdm import tqdm
 
 import datasets
 import training
-from datasets import from_uint8, layout, pick, shuffled
+from datasets import from_uint8, layout, load, load_parts, pick, shuffled
 from inception import (
     DIMS,
     digest,
@@ -76,7 +81,7 @@ from inception import (
     real_features,
     require,
 )
-from sources import InputError, new_parser, number, printable, run_program, write_text
+from sources import InputError, new_parser, number, printable, run_program, short, write_text
 
 # ------------------------------------------------------------------------------------------- FID
 
@@ -163,10 +168,14 @@ def kid(real, fake, subsets=100, subset_size=1000, seed=0):
     """
     real, fake = checked(real, fake)
     rows, columns = draw_subsets(len(real), len(fake), subsets, subset_size, seed)
-    # Up to a few thousand images it is cheaper to form the whole kernel once for all subsets.
-    few = max(len(real), len(fake)) <= 5000
-    estimate = kid_from_whole_kernel if few else kid_of_each_subset
-    values = estimate(real, fake, rows, columns)
+    m = rows.shape[1]
+    # All subsets share one kernel k of all images: the one with 0-1 vector a has the sum a'k a.
+    a = np.zeros((len(rows), len(real)))
+    b = np.zeros((len(rows), len(fake)))
+    np.put_along_axis(a, rows, 1, 1)
+    np.put_along_axis(b, columns, 1, 1)
+    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
+    values = within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
     return float(values.mean()), float(values.std())
 
 
@@ -187,31 +196,6 @@ def kernel(x, y):
     k /= x.shape[1]
     k += 1
     return k * k * k
-
-
-def kid_of_each_subset(real, fake, rows, columns):
-    """The estimates from the three kernels of each subset: float64 (subsets,)."""
-    m = rows.shape[1]
-    values = []
-    for i, j in zip(rows, columns, strict=True):
-        x = real[i].astype(np.float64)
-        y = fake[j].astype(np.float64)
-        xx = kernel(x, x)
-        yy = kernel(y, y)
-        within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
-        values.append(within / (m * (m - 1)) - 2 * kernel(x, y).mean())
-    return np.array(values)
-
-
-def kid_from_whole_kernel(real, fake, rows, columns):
-    """The same from the kernels k of all images: a subset with 0-1 vector a has the sum a'k a."""
-    m = rows.shape[1]
-    a = np.zeros((len(rows), len(real)))
-    b = np.zeros((len(rows), len(fake)))
-    np.put_along_axis(a, rows, 1, 1)
-    np.put_along_axis(b, columns, 1, 1)
-    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
-    return within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
 
 
 def weighted_kernel(x, y, a, b):
@@ -284,10 +268,10 @@ def collapse(x, threshold=0.9):
     if x.is_floating_point() and not x.isfinite().all():
         raise InputError("similarities of values that are not finite (NaN or infinity)")
     count = 0
-    chunks = x.split(1024)  # two at a time: memory does not grow with N^2
+    chunks = x.split(256)  # two at a time: memory does not grow with N^2
     for i, left in enumerate(tqdm(chunks, desc="collapse", disable=None, leave=False)):
         for j in range(i, len(chunks)):
-            similar = similar_pairs(left, chunks[j], threshold)
+            similar = unit(left) @ unit(chunks[j]).T > threshold
             if i == j:  # holds each pair in both orders, and each row with itself
                 count += int(similar.sum() - similar.diagonal().sum())
             else:
@@ -295,25 +279,12 @@ def collapse(x, threshold=0.9):
     return count, len(x) * (len(x) - 1)
 
 
-def similar_pairs(x, y, threshold):
-    """Which rows of x and y have a cosine similarity above the threshold: bool (N, M)."""
-    cosines = unit(x, torch.float32) @ unit(y, torch.float32).T  # right to about 1e-6
-    similar = cosines > threshold
-    unsure = ((cosines - threshold).abs_() < 1e-4).nonzero()
-    for pairs in unsure.split(1024):  # float64 decides
-        i, j = pairs.T
-        exact = unit(x[i], torch.float64) * unit(y[j], torch.float64)
-        similar[i, j] = exact.sum(1) > threshold
-    return similar
-
-
-def unit(x, dtype):
-    """Rows scaled to length 1. A row of zeros stays zero, so it is similar to nothing."""
-    pixels = x.dtype == torch.uint8
-    x = x.to(dtype)
-    if pixels:
-        x = x / 127.5 - 1
-    return F.normalize(x, dim=1)
+def unit(x):
+    """Rows scaled to length 1, float64. A row of zeros stays zero, so it is similar to nothing."""
+    rows = x.double()
+    if x.dtype == torch.uint8:
+        rows = rows / 127.5 - 1
+    return F.normalize(rows, dim=1)
 
 
 # ------------------------------------------------------- precision, recall, density and coverage
@@ -332,29 +303,27 @@ def prdc(real, fake, k=NEIGHBOURS):
       density    mean number of real balls around a generated row, divided by k; may exceed 1
       coverage   share of real balls that hold a generated row. Outliers have large balls; they
                  count less in density and coverage (Naeem et al. 2020, 2002.09797)
-    Computed in float64, 1,000 rows against 4,096 at a time: memory does not grow with N M.
+    Computed in float64, 256 generated rows at a time: memory does not grow with N M.
     """
     real, fake = checked(real, fake)
     if min(len(real), len(fake)) <= k:
         raise InputError(f"nearest neighbours need more than {k} images on each side")
-    real = torch.as_tensor(real)
-    fake = torch.as_tensor(fake)
+    real = torch.as_tensor(real).double()
+    fake = torch.as_tensor(fake).double()
     real_radii = squared_radii(real, k)
     fake_radii = squared_radii(fake, k)
     precise = 0
     balls = 0
     recalled = torch.zeros(len(real), dtype=torch.bool)
     covered = torch.zeros(len(real), dtype=torch.bool)
-    chunks = list(zip(fake.split(1000), fake_radii.split(1000), strict=True))
+    chunks = list(zip(fake.split(256), fake_radii.split(256), strict=True))
     for chunk, radii in tqdm(chunks, desc="neighbours", disable=None, leave=False):
-        in_any = torch.zeros(len(chunk), dtype=torch.bool)
-        for block, distances in distance_blocks(chunk, real):
-            in_ball = distances <= real_radii[block]
-            in_any |= in_ball.any(1)
-            covered[block] |= in_ball.any(0)
-            recalled[block] |= (distances <= radii[:, None]).any(0)
-            balls += int((distances < real_radii[block]).sum())  # "<", as in the authors' code
-        precise += int(in_any.sum())
+        distances = squared_distances(chunk, real)
+        in_ball = distances <= real_radii
+        precise += int(in_ball.any(1).sum())
+        covered |= in_ball.any(0)
+        recalled |= (distances <= radii[:, None]).any(0)
+        balls += int((distances < real_radii).sum())  # "<", as in the authors' code
     return {
         "precision": precise / len(fake),
         "recall": recalled.double().mean().item(),
@@ -366,26 +335,18 @@ def prdc(real, fake, k=NEIGHBOURS):
 def squared_radii(x, k):
     """The squared distance of each row of x to its k-th nearest neighbour: float64 (N,)."""
     radii = []
-    for chunk in tqdm(x.split(1000), desc="neighbours", disable=None, leave=False):
+    for chunk in tqdm(x.split(256), desc="neighbours", disable=None, leave=False):
         # k + 1, because the nearest row of all is the row itself
-        nearest = torch.full((len(chunk), k + 1), torch.inf, dtype=torch.float64)
-        for _, distances in distance_blocks(chunk, x):
-            candidates = torch.cat([nearest, distances], 1)
-            nearest = candidates.topk(k + 1, dim=1, largest=False).values
-        radii.append(nearest.amax(1))
+        nearest = squared_distances(chunk, x).topk(k + 1, dim=1, largest=False)
+        radii.append(nearest.values.amax(1))
     return torch.cat(radii)
 
 
-def distance_blocks(x, y):
-    """Squared distances of all rows of x to 4,096 rows of y at a time: (slice of y, (N, m))."""
-    x = x.double()
-    for start in range(0, len(y), 4096):
-        block = slice(start, start + 4096)
-        y_block = y[block].double()
-        sums = x.square().sum(1)[:, None] + y_block.square().sum(1)
-        distances = sums - 2 * x @ y_block.T
-        distances.masked_fill_(distances < 1e-12 * sums, 0)  # what rounding leaves of a 0 is 0
-        yield block, distances
+def squared_distances(x, y):
+    """Of all rows of x and y, float64 (n, d) and (M, d) -> (n, M)."""
+    sums = x.norm(dim=1)[:, None].square() + y.norm(dim=1).square()
+    distances = sums - 2 * x @ y.T
+    return distances.masked_fill_(distances < 1e-12 * sums, 0)  # what rounding leaves of a 0 is 0
 
 
 # ------------------------------------------------------------------------------ SSIM and MS-SSIM
@@ -410,13 +371,9 @@ def windows(height, width):
     for 64 pixels. Levels of less than 3 pixels are left out, because one pixel has no variance:
     images of 32 pixels have four levels, of 16 three, of 8 two.
     """
-    result = []
-    for level in range(len(EXPONENTS)):
-        size = min(height, width) >> level  # pooling halves, and drops an odd last row
-        if size >= 3 or level == 0:
-            largest_odd = size - 1 + size % 2
-            result.append(min(11, largest_odd))
-    return result
+    finest = min(height, width)
+    sizes = [finest >> level for level in range(len(EXPONENTS))]  # pooling drops an odd last row
+    return [min(11, size - 1 + size % 2) for size in sizes if size >= 3 or size == finest]
 
 
 def blur(x, window):
@@ -444,46 +401,61 @@ class Level(NamedTuple):
     variance: torch.Tensor  # in each window
 
 
+def level_of(pixels, window):
+    """float64 (N, C, H, W) -> their Level."""
+    mean = blur(pixels, window)
+    return Level(pixels, mean, blur(pixels * pixels, window) - mean * mean)
+
+
 def levels(images, sizes):
     """uint8 (N, C, H, W) -> a Level for each window size. From level to level, pixels halve."""
-    x = images.double()
-    result = []
-    for level, window in enumerate(sizes):
-        if level > 0:
-            x = F.avg_pool2d(x, 2)
-        mean = blur(x, window)
-        result.append(Level(x, mean, blur(x * x, window) - mean * mean))
+    pixels = images.double()
+    result = [level_of(pixels, sizes[0])]
+    for window in sizes[1:]:
+        pixels = F.avg_pool2d(pixels, 2)
+        result.append(level_of(pixels, window))
     return result
 
 
-def compare(x, y, window, luminance=True):
-    """Two Levels of N images each (or of 1 and N) -> float64 (N, C), the means over all windows of
+def compare(x, y, window):
+    """Two Levels of N images each (or of 1 and N) -> the means over all windows, (N, C) twice, of
 
-        SSIM = luminance * structure
-
-        luminance = (2 mean_x mean_y + C1) / (mean_x^2 + mean_y^2 + C1)
         structure = (2 covariance + C2) / (variance_x + variance_y + C2)
 
-    or, without luminance, of the structure alone (in the papers: contrast and structure).
+    (in the papers: contrast and structure), and of
+
+        SSIM = structure * (2 mean_x mean_y + C1) / (mean_x^2 + mean_y^2 + C1)
     """
     product = x.mean * y.mean
     covariances = blur(x.pixels * y.pixels, window) - product
-    result = (2 * covariances + C2) / (x.variance + y.variance + C2)
-    if luminance:
-        result *= (2 * product + C1) / (x.mean * x.mean + y.mean * y.mean + C1)
-    return result.mean((2, 3))
+    structure = (2 * covariances + C2) / (x.variance + y.variance + C2)
+    luminance = (2 * product + C1) / (x.mean * x.mean + y.mean * y.mean + C1)
+    return structure.mean((2, 3)), (structure * luminance).mean((2, 3))
 
 
-def over_levels(x, y, sizes):
-    """MS-SSIM from the levels() of N images each (or of 1 and N): float64 (N,)."""
-    exponents = EXPONENTS[: len(sizes)]
+def over_levels(structures, ssims):
+    """MS-SSIM from what compare() gives at each level: float64 (N,)."""
+    factors = [*structures[:-1], ssims[-1]]  # luminance counts at the coarsest level only
+    exponents = EXPONENTS[: len(factors)]
     product = 1.0
-    for i, window in enumerate(sizes):
-        coarsest = i == len(sizes) - 1  # the only level at which luminance counts
-        factor = compare(x[i], y[i], window, luminance=coarsest)
+    for factor, exponent in zip(factors, exponents, strict=True):
         # Opposite structures have a negative factor, which has no power.
-        product = product * factor.relu() ** (exponents[i] * sum(EXPONENTS) / sum(exponents))
+        product = product * factor.relu() ** (exponent * sum(EXPONENTS) / sum(exponents))
     return product.mean(1)
+
+
+def three_scales(x, y, structures):
+    """MS-SSIM as TorchMetrics computes it with its first three exponents ("betas"): float64 (N,).
+
+    Here the exponents stay as they are, the mean over channels comes before the powers, and at the
+    third level the windows reach beyond the image, which goes on as in a mirror.
+    x, y: the Levels at the third level. structures: of all levels, see compare().
+    """
+    mirrored = [level_of(F.pad(z.pixels, (5, 5, 5, 5), "reflect"), 11) for z in (x, y)]
+    _, coarsest = compare(*mirrored, 11)
+    factors = torch.stack([*structures[:2], coarsest]).mean(2)  # (3, N)
+    exponents = torch.tensor(EXPONENTS[:3]).double()
+    return (factors.relu() ** exponents[:, None]).prod(0)
 
 
 def in_chunks(images):
@@ -500,6 +472,30 @@ def window_sizes(a, b):
     return windows(*a.shape[2:])
 
 
+def similarities(a, b):
+    """Three measures of pairs: uint8 (N, C, H, W) twice -> a dict of float64 (N,).
+
+    "ms-ssim"    see ms_ssim()
+    "ms-ssim-3"  see three_scales(). Left out where the third level is smaller than its window of
+                 11 pixels, so for images of less than 44 pixels: TorchMetrics refuses those
+    "ssim"       see ssim()
+    """
+    sizes = window_sizes(a, b)
+    if len(a) != len(b):
+        raise InputError(f"pairs need as many images on each side, not {len(a)} and {len(b)}")
+    chunks = []
+    for images, others in zip(in_chunks(a), in_chunks(b), strict=True):
+        x = levels(images, sizes)
+        y = levels(others, sizes)
+        structures, ssims = zip(*map(compare, x, y, sizes), strict=True)
+        measures = {"ms-ssim": over_levels(structures, ssims)}
+        if sizes[:3] == [11, 11, 11]:
+            measures["ms-ssim-3"] = three_scales(x[2], y[2], structures)
+        measures["ssim"] = ssims[0].mean(1)
+        chunks.append(measures)
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
 def ms_ssim(a, b):
     """MS-SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from 0 to 1 (the same image).
 
@@ -509,11 +505,15 @@ def ms_ssim(a, b):
     left out, the other exponents grow in proportion: values for two image sizes do not compare.
     See windows().
     """
-    sizes = window_sizes(a, b)
-    if len(a) != len(b):
-        raise InputError(f"pairs need as many images on each side, not {len(a)} and {len(b)}")
-    chunks = zip(in_chunks(a), in_chunks(b), strict=True)
-    return torch.cat([over_levels(levels(x, sizes), levels(y, sizes), sizes) for x, y in chunks])
+    return similarities(a, b)["ms-ssim"]
+
+
+def ssim(a, b):
+    """SSIM of pairs: uint8 (N, C, H, W) twice -> float64 (N,), from -1 to 1 (the same image).
+
+    The window has 11 pixels, or in images smaller than that the largest odd number that fits.
+    """
+    return similarities(a, b)["ssim"]
 
 
 def mean_ms_ssim(images, real):
@@ -527,17 +527,18 @@ def mean_ms_ssim(images, real):
         real_levels = levels(chunk, sizes)  # once for all images: a pair costs one blur, not five
         for i in range(len(images)):
             image_levels = levels(images[i : i + 1], sizes)
-            total[i] += over_levels(image_levels, real_levels, sizes).sum()
+            pairs = zip(*map(compare, image_levels, real_levels, sizes), strict=True)
+            total[i] += over_levels(*pairs).sum()
     return total / len(real)
 
 
-def pair_ms_ssim(x, y=None, pairs=1000, seed=0):
-    """Mean MS-SSIM over random pairs of an image of x and one of y, or of two different ones of x.
+def pair_similarities(x, y=None, pairs=1000, seed=0):
+    """similarities() of random pairs of an image of x and one of y, or of two different ones of x.
 
-    Among generated images it measures diversity: a higher value than among real images is collapse.
-    Odena et al. 2017, arxiv.org/abs/1610.09585, section 4.2, take pairs within one class; here the
-    class plays no part. x, y: uint8 (N, C, H, W), (M, C, H, W); pairs are drawn with replacement.
-    Returns the mean and its standard error.
+    Among generated images they measure diversity: a higher value than among real images is
+    collapse. Odena et al. 2017, arxiv.org/abs/1610.09585, section 4.2, take pairs within one class;
+    here the class plays no part. x, y: uint8 (N, C, H, W), (M, C, H, W); pairs are drawn with
+    replacement. Returns {name: (the mean over pairs, its standard error)}.
     """
     if y is None and len(x) < 2:
         raise InputError(f"{len(x)} images: pairs of different ones need at least 2")
@@ -548,8 +549,10 @@ def pair_ms_ssim(x, y=None, pairs=1000, seed=0):
         j = (i + rng.integers(1, len(x), size=pairs)) % len(x)  # 1 to N-1 further: never i itself
     else:
         j = rng.integers(len(y), size=pairs)
-    similarities = ms_ssim(x[i], y[j])
-    return similarities.mean().item(), similarities.std().item() / pairs**0.5
+    result = {}
+    for name, values in similarities(x[i], y[j]).items():
+        result[name] = (values.mean().item(), values.std().item() / pairs**0.5)
+    return result
 
 
 # --------------------------------------------------------------------------------- autoencoders
@@ -576,8 +579,8 @@ def autoencoder(means, mu, likelihood, words, samples=0, importance_bound=None):
     prior = torch.randn(n, latent_dim, generator=torch.Generator().manual_seed(0))
     similar, pairs = collapse(mu)
     by_chance, _ = collapse(prior)
-    unit_mu = F.normalize(mu.double(), dim=1)
-    mean_cosine = ((unit_mu.sum(0).square().sum() - n) / (n * (n - 1))).item()
+    unit_mu = unit(mu)
+    mean_cosine = ((unit_mu.sum(0).square().sum() - n) / pairs).item()
     cosines = f"ordered pairs of means with cosine similarity above 0.9 (N(0, I): {by_chance:,})"
     values = [
         measured("reconstruction (nats)", reconstruction, f"-log p(x|z), {likelihood}; {noise}"),
@@ -640,10 +643,9 @@ def augmented(batch):
     y, x = torch.randint(9, (2,)).tolist()
     mirror = torch.rand(len(batch)) < 0.5
     if batch.shape[1] == 3:
-        mirror = mirror.to(batch.device)[:, None, None, None]
-        batch = torch.where(mirror, batch.flip(3), batch)
+        batch[mirror] = batch[mirror].flip(3)
     padded = F.pad(batch, (4, 4, 4, 4), "reflect")
-    return padded[:, :, y : y + size, x : x + size]
+    return padded[..., y : y + size, x : x + size]
 
 
 @torch.no_grad()
@@ -819,10 +821,10 @@ def averaged_down(images, words, like):
 
 
 def curve(real, fake, dims, weights, device="cpu", real_words="real images"):
-    """What a row of log.csv gets: {"fid_768": 3.1, "kid_768": 0.004, ..., "ms-ssim": 0.1}.
+    """What a row of log.csv gets: {"fid_768": 3.1, "kid_768": 0.004, ..., "ssim": 0.1}.
 
-    Some of the values of evaluate(), with the same arguments. Columns whose features the weights do
-    not reach are left out.
+    Some of the values of evaluate(), with the same arguments, and similarities() of generated and
+    real images. Columns whose features the weights do not reach are left out.
     """
     real, _ = averaged_down(real, real_words, fake)
     weights, dims, _ = reachable(dims, weights)
@@ -833,7 +835,8 @@ def curve(real, fake, dims, weights, device="cpu", real_words="real images"):
     for dim in dims:
         scores[f"fid_{dim}"] = fid(x[dim], y[dim])
         scores[f"kid_{dim}"], _ = kid(x[dim], y[dim])
-    scores["ms-ssim"], _ = pair_ms_ssim(*same_channels(real, fake))
+    for name, (mean, _) in pair_similarities(*same_channels(real, fake)).items():
+        scores[name] = mean
     return scores
 
 
@@ -862,22 +865,23 @@ def evaluate(
     Real images that are larger than the generated ones are averaged down to their size first.
     floor: other real images, compared with `real` in the same way; give as many as `fake` has.
     weights: Weights, their path, or None for the official file. precision: see features().
-    seed: of KID's subsets and MS-SSIM's pairs. resamples: for standard errors of FID and KID, see
+    seed: of KID's subsets and SSIM's pairs. resamples: for standard errors of FID and KID, see
     bootstrap(); 0 for none. real_words, fake_words: what the images are, for "1000 <words>".
 
     Returns a list of dicts of plain values, one for each metric:
         name      "FID-768", "KID-768", "collapse (features 768)", ...; of 2048 features: "FID",
                   "KID"; "precision-768", "recall-768", ...; "MS-SSIM (generated, real)",
-                  "MS-SSIM (among generated)", "collapse (pixels)"
+                  "MS-SSIM (among generated)", "MS-SSIM, 3 scales (generated, real)" (if the
+                  images have at least 44 pixels), "SSIM (generated, real)", "collapse (pixels)"
         value     None if the weights do not reach the features; then "reason" says why, and there
                   are no other keys. KID is not multiplied by 1,000
         real      the same for real images: FID, KID and neighbours of `floor` (None without it),
-                  MS-SSIM and collapse among `real`
+                  SSIM, MS-SSIM and collapse among `real`
         protocol  how it was measured, in words
         se        with resamples: standard errors of FID and KID
         std, real_std        of KID, over subsets
         pairs, real_pairs    of collapse: out of how many
-        error, real_error    of MS-SSIM: standard errors of the means over pairs
+        error, real_error    of SSIM and MS-SSIM: standard errors of the means over pairs
     """
     for images, words in ((real, real_words), (fake, fake_words)):
         if len(images) < 2:
@@ -961,24 +965,30 @@ def neighbour_values(dim, real, fake, floor, how):
 
 
 def similarity_values(real, fake, seed, against):
-    """MS-SSIM of pairs, of uint8 (N, C, H, W) and (M, C, H, W).
+    """SSIM and MS-SSIM of pairs, of uint8 (N, C, H, W) and (M, C, H, W).
 
     A perfect generator's images are as similar, to each other and to real ones, as two different
     real images are.
     """
-    among_real, real_error = pair_ms_ssim(real, seed=seed)
-    sizes = " ".join(str(size) for size in windows(*real.shape[2:]))
-    how = f"image (seed {seed}) +- its standard error; real images: pairs of two different real "
-    how += f"images; Gaussian windows of {sizes} pixels from the finest level; {against}"
+    sizes = windows(*real.shape[2:])
+    all_sizes = " ".join(str(size) for size in sizes)
+    kinds = {  # name and protocol
+        "ms-ssim": ("MS-SSIM", f"Gaussian windows of {all_sizes} pixels from the finest level"),
+        "ms-ssim-3": ("MS-SSIM, 3 scales", "as TorchMetrics with its first 3 betas, windows of 11"),
+        "ssim": ("SSIM", f"a Gaussian window of {sizes[0]} pixels"),
+    }
+    of_real = pair_similarities(real, seed=seed)
     values = []
-    for name, pair, first, second in (
-        ("generated, real", "one generated and one real", real, fake),
-        ("among generated", "two different generated", fake, None),
-    ):
-        mean, error = pair_ms_ssim(first, second, seed=seed)
-        protocol = f"mean over 1000 random pairs of {pair} {how}"
-        errors = {"error": error, "real_error": real_error}
-        values.append(measured(f"MS-SSIM ({name})", mean, protocol, among_real, **errors))
+    for which, sides in (("generated, real", (real, fake)), ("among generated", (fake,))):
+        for key, (mean, error) in pair_similarities(*sides, seed=seed).items():
+            if which == "among generated" and key != "ms-ssim":
+                continue  # one measure of diversity is enough
+            name, how = kinds[key]
+            real_mean, real_error = of_real[key]
+            protocol = f"mean over 1000 random pairs ({which}; seed {seed}) +- its standard error; "
+            protocol += f"real images: pairs of two different real images; {how}; {against}"
+            errors = {"error": error, "real_error": real_error}
+            values.append(measured(f"{name} ({which})", mean, protocol, real_mean, **errors))
     return values
 
 
@@ -1000,7 +1010,7 @@ def format_value(value, key="value"):
     if number is None:
         return "-"
     prefix = "" if key == "value" else "real_"
-    se = value.get("se") if key == "value" else None
+    se = value.get(f"{prefix}se")
     if f"{prefix}pairs" in value:
         return f"{number:,} of {value[prefix + 'pairs']:,}"
     if f"{prefix}error" in value:
@@ -1032,9 +1042,9 @@ def table(values, report=None):
         if report and value["name"] in report:
             theirs = f"    (report: {report[value['name']]:,})"
         if value["value"] is None:
-            lines.append(f"{title(value):26s}not measured here{theirs}: {value['reason']}")
+            lines.append(f"{title(value):25s} not measured here{theirs}: {value['reason']}")
             continue
-        line = f"{title(value):26s}{format_value(value)}"
+        line = f"{title(value):25s} {format_value(value)}"
         if value["real"] is not None:
             line += f"    (real images: {format_value(value, 'real')})"
         lines += [line + theirs, f"    {value['protocol']}"]
@@ -1051,8 +1061,10 @@ def comparison(results):
     if len(results) > 26:
         letters = [str(i + 1) for i in range(len(results))]
     lines = [f"{letter}: {words}" for letter, (words, _) in zip(letters, results, strict=True)]
+    images = {}  # letter -> what they are, without their name
     by_title = {}  # title -> {letter: value}, in order
-    for letter, (_, values) in zip(letters, results, strict=True):
+    for letter, (words, values) in zip(letters, results, strict=True):
+        images[letter] = words.split(": ", 1)[-1]
         for value in values:
             by_title.setdefault(title(value), {})[letter] = value
 
@@ -1066,6 +1078,7 @@ def comparison(results):
         protocols = {}  # words -> letters
         for letter, value in columns.items():
             words = value.get("protocol") or f"not measured here: {value['reason']}"
+            words = words.replace(images[letter], "images of the column")
             protocols.setdefault(words, []).append(letter)
         for words, of in protocols.items():
             which = f" ({','.join(of)})" if len(protocols) > 1 else ""
@@ -1087,17 +1100,26 @@ def write_result(run, values, preset):
     """
     report = preset["report"]
     changed = training.changed_flags(run.args, preset)
+    comparable = not changed.keys() & training.COMPARABLE
+    words = " ".join(training.flag_words(changed))
     result = {"values": values, "report": report, "weights": run.weights_words()}
-    result |= {"changed": changed, "step": run.step}
+    result |= {"changed": words, "comparable": comparable, "step": run.step}
     write_text(run.path / "metrics.json", json.dumps(result, indent=1))
     name = run.args.preset
     if changed:
-        print(f"\nnot quite the preset {name}: {changed}")
-    print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
-    print(table(values, report))
+        print(f"\nnot quite the preset {name}: {printable(words, 1000)}")
+    if comparable:
+        print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+        print(table(values, report))
+    else:
+        print("so its numbers do not compare with the report's\n")
+        print(table(values))
 
 
 # ---------------------------------------------------------------------------------- command line
+
+
+NO_HASHES = torch.empty(0, dtype=torch.int64)
 
 
 class Side(NamedTuple):
@@ -1120,6 +1142,7 @@ def parse_args(argv=None):
     add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
     add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
     add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
+    add("--fit", choices=datasets.FITS, help="to make images square [the model's, or crop]")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs [0]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
@@ -1155,6 +1178,8 @@ def open_sides(text, device):
     sides = []
     for file in checkpoint_files(text):
         checkpoint = training.read_checkpoint(file)
+        checkpoint.setdefault("chosen_on", NO_HASHES)  # only best.pt has some
+        training.check_fields(file, checkpoint, chosen_on=torch.LongTensor)
         script, model = training.open_model(checkpoint, device)
         if sides and sides[0].checkpoint["step"] == checkpoint["step"]:  # the best is the last
             sides = []
@@ -1162,18 +1187,25 @@ def open_sides(text, device):
     return sides or [Side(text, statistics=read_statistics(text))]
 
 
-def common_size(asked, sides, say=note):
-    """The size of all images in pixels: --size, or that of the models, or that of the data sets.
+def agreed(flag, asked, sides):
+    """--size or --fit: the value asked for or that of the models, or None without either.
 
-    If the data sets differ, it is the smallest one, but from 64 to 512. say: takes the line that
-    says so.
+    InputError if they disagree. Models of the same pixels never do: these were square already.
     """
-    sizes = [asked] if asked else []
-    sizes += [side.checkpoint["data"]["size"] for side in sides if side.checkpoint]
-    if len(set(sizes)) > 1:
-        raise InputError(f"--size or the models disagree ({sizes}): a model makes one size only")
-    if sizes:
-        return sizes[0]
+    models = [side.checkpoint for side in sides if side.checkpoint]
+    of_data = {model["data"]["fingerprint"]: model["flags"][flag] for model in models}
+    values = {asked, *of_data.values()} - {None}
+    if len(values) > 1:
+        words = f"--{flag} or the models disagree ({' and '.join(map(str, sorted(values)))})"
+        raise InputError(f"{words}: a model makes images of one kind only")
+    return max(values, default=None)
+
+
+def common_size(sides, say=note):
+    """The size at which data sets are compared, in pixels: the smallest one, but from 64 to 512.
+
+    say: takes the line that says so if they differ.
+    """
     # shapes are drawn at any size
     names = [side.name for side in sides if not side.statistics and side.name != "shapes"]
     native = {name: datasets.native_size(name) for name in names}
@@ -1184,13 +1216,16 @@ def common_size(asked, sides, say=note):
     return size
 
 
-def draw(side, n, size, split, seed):
-    """Up to n images of a Side: datasets.Images, with a note that says what they are."""
+def draw(side, n, size, split, seed, fit="crop", chosen_on=NO_HASHES):
+    """Up to n images of a Side: datasets.Images, with a note that says what they are.
+
+    chosen_on: hashes of real images that are left out, see without().
+    """
     if side.statistics:
         words = f"statistics (mu, sigma) in {side.name}"
         return datasets.Images(torch.empty(0), None, [], side.name, "", False, words)
     if side.script is None:
-        return draw_data(side.name, n, size, split, seed)
+        return draw_data(side.name, n, size, split, seed, fit, chosen_on)
     images = side.script.generate(side.model, n, seed)
     classes = side.checkpoint["data"]["classes"]
     labels = None
@@ -1200,14 +1235,15 @@ def draw(side, n, size, split, seed):
     return datasets.Images(images, labels, classes, side.name, "", False, f"{words}, seed {seed}")
 
 
-def draw_data(name, n, size, split, seed):
+def draw_data(name, n, size, split, seed, fit, chosen_on):
     """Up to n random images of a data set, in the same form."""
-    data = datasets.load(name, size, split)
+    data = load(name, size, split, fit)
     origin = "held-out test split" if split == "test" else split
     if split == "test" and not data.held_out:
         origin = "no held-out split: a model may have trained on them"
-        if len(data.images) < n:
-            data = datasets.load(name, size, "all")
+        if len(data.images) - len(chosen_on) < n:
+            data = load(name, size, "all", fit)
+    data = without(data, chosen_on)
     words = f"images of {data.name} ({origin}; {data.note}; drawn with seed {seed})"
     return pick(data, shuffled(len(data.images), seed)[:n])._replace(note=words)
 
@@ -1232,9 +1268,10 @@ def statistics_values(pairs, weights, device, precision):
     return [measured(metric_name("FID", d), distance, how), others]
 
 
-def class_values(args, real, fake, size, classes, settings):
+def class_values(args, fake, size, classes, settings):
     """conditional() for labelled data on the real side. classes: of the generated side."""
-    train, held_out = datasets.load_parts(real.name, size)
+    parts = load_parts(args.real, size, fit=args.fit)
+    train, held_out = [without(data, args.chosen_on) for data in parts]
     if train.classes != classes:
         note("the two sides have different classes: whether the class is obeyed is not measured")
         return []
@@ -1243,21 +1280,59 @@ def class_values(args, real, fake, size, classes, settings):
     return conditional(train, held_out, many.images, many.labels, eval_images=n, **settings)
 
 
-def own_values(args, real, fake, size):
+def own_values(args, fake, size):
     """What the script of a VAE measures itself, on the data of the real side."""
     about = fake.checkpoint["data"]
-    data = datasets.load(real.name, size)
+    data = load(args.real, size, fit=args.fit)
     same_classes = data.classes == about["classes"] or not hasattr(fake.script, "asked_labels")
     if data.images.shape[1] != about["channels"] or not same_classes:
-        note(f"{real.name} has other channels or classes than {fake.name}: its bound is left out")
+        note(f"{args.real} has other channels or classes than {fake.name}: its bound is left out")
         return []
     same_data = data.fingerprint == about["fingerprint"]
-    hold_out = fake.checkpoint["flags"].get("hold_out", 0) if same_data else 0
-    data, split = datasets.measured_on(*datasets.load_parts(real.name, size, hold_out))
+    flags = fake.checkpoint["flags"] if same_data else {}
+    chosen = (flags.get("hold_out", 0), args.fit, flags.get("limit_per_class"))
+    data, split = datasets.measured_on(*load_parts(args.real, size, *chosen))
+    data = without(data, args.chosen_on)
     data = pick(data, shuffled(len(data.images), 1)[: args.eval_images])
     values = fake.script.own_values(fake.model, data, args.iwae)
     words = split if same_data else "given"  # the model never trained on other data
     return autoencoder(**values, words=f"{len(data.images)} {words} images of {data.name}")
+
+
+def without(data, chosen_on):
+    """Images without those that chose a best.pt. chosen_on: their datasets.image_hashes()."""
+    if data is None or len(chosen_on) == 0:
+        return data
+    chosen = torch.isin(datasets.image_hashes(data.images), chosen_on)
+    words = f"{chosen.sum():,} images of {data.name} chose best.pt"
+    if chosen.all():
+        raise InputError(f"all {words}: measure last.pt, or give other real images")
+    if chosen.any():
+        datasets.say_once(f"metrics.py: {words} and are left out")
+        data = pick(data, ~chosen, f", without {chosen.sum():,} that chose best.pt")
+    return data
+
+
+def write_into_run(side, result):
+    """Write what was measured of a checkpoint into its run directory, if it lies in one.
+
+    The file is metrics-<best, last or other>-<real>.json; a later one replaces it. result: a dict
+    with the name of the "real" images, their "size", the number of "images", and "values".
+    """
+    file = Path(side.name).absolute()
+    run = file.parent
+    if run.name == "kept" and not (run / "args.json").is_file():
+        run = run.parent
+    if not (side.checkpoint and (run / "args.json").is_file()):
+        return
+    real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[-50:]  # what a system may refuse
+    path = run / f"metrics-{file.stem}-{real}.json"
+    result |= {"checkpoint": file.name, "step": side.checkpoint["step"]}
+    result["weights"] = training.weights_used(side.checkpoint)
+    try:
+        write_text(path, json.dumps(result, indent=1))
+    except OSError as error:
+        note(f"the results are not in {path}: {short(error)}")
 
 
 def main(argv=None):
@@ -1267,26 +1342,32 @@ def main(argv=None):
     real_is_data = not (real_side.script or real_side.statistics)
     fake_sides = [side for text in args.fake for side in open_sides(text, device)]
     sides = [real_side, *fake_sides]
+    hashes = [side.checkpoint["chosen_on"].flatten() for side in sides if side.checkpoint]
+    args.chosen_on = torch.cat([NO_HASHES, *hashes])
     weights = args.weights
     given = [len(side.statistics[0]) for side in sides if side.statistics]
     if args.weights or args.dims or 0 < len(given) < len(sides):
         # whatever is asked for by name must be there: fail early
         weights = load_weights(args.weights)
         require(weights, max([64, *(args.dims or []), *given]))
-    has_own_values = [hasattr(side.script, "own_values") for side in fake_sides]
-    if args.iwae and not (real_is_data and any(has_own_values)):
+    are_vaes = [real_is_data and hasattr(side.script, "own_values") for side in fake_sides]
+    if args.iwae and not any(are_vaes):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
 
     remarks = []  # said when nothing can be wrong any more
-    size = common_size(args.size, sides, remarks.append)
+    if real_side.statistics and len(args.chosen_on):
+        remarks.append(f"{args.real} holds no images: some behind it may have chosen best.pt")
+    size = agreed("size", args.size, sides) or common_size(sides, remarks.append)
+    args.fit = agreed("fit", args.fit, sides) or "crop"
     for side in sides:
         if not (side.script or side.statistics):
             # prepares it: a mistake in the last one must not cost the time of sampling
-            datasets.load(side.name, size, "all")
+            load(side.name, size, "all", args.fit)
     # 2 n images with or without --floor, so that --floor does not change the first n. A model that
     # is on both sides must not make the same images twice.
     n = args.eval_images
-    pool = draw(real_side, 2 * n, size, "test", args.seed if real_is_data else args.seed + 1)
+    seed = args.seed if real_is_data else args.seed + 1
+    pool = draw(real_side, 2 * n, size, "test", seed, args.fit, args.chosen_on)
     total = len(pool.images)
     if args.floor and 0 < total < 2 * n:
         n = total // 2
@@ -1295,7 +1376,8 @@ def main(argv=None):
         remarks.append(f"{args.real} has only {total} images: {words}")
     floor = pool.images[n : 2 * n] if args.floor else None
     pool = pick(pool, slice(n))
-    fakes = [draw(side, n, size, "all", args.seed) for side in fake_sides]
+    choice = (args.seed, args.fit, args.chosen_on)
+    fakes = [draw(side, n, size, "all", *choice) for side in fake_sides]
     needed = 10 if args.bootstrap else 2
     for side, data in zip(sides, [pool, *fakes], strict=True):
         count = len(data.images)
@@ -1308,23 +1390,22 @@ def main(argv=None):
         note(remark)
 
     settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
-    draws = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
+    more = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
+    more["real_words"] = pool.note
     results = []
-    for side, fake in zip(fake_sides, fakes, strict=True):
+    for side, fake, is_vae in zip(fake_sides, fakes, are_vaes, strict=True):
         own = []  # first, because it is quick to find what is wrong
-        if real_is_data and hasattr(side.script, "own_values"):
-            own = own_values(args, real_side, side, size)
-        in_table = len(fakes) > 1 and not args.json
-        fake_words = "images of the column" if in_table else fake.note
-        words = {"real_words": pool.note, "fake_words": fake_words}
+        if is_vae:
+            own = own_values(args, side, size)
         if real_side.statistics or side.statistics:
             pairs = [(real_side, pool), (side, fake)]
             values = statistics_values(pairs, weights, device, args.precision)
         else:
-            values = evaluate(pool.images, fake.images, floor, **settings, **draws, **words)
+            more["fake_words"] = fake.note
+            values = evaluate(pool.images, fake.images, floor, **settings, **more)
         labelled = pool.labels is not None and fake.labels is not None
         if labelled and real_is_data and not args.no_classes:
-            values += class_values(args, real_side, side, size, fake.classes, settings)
+            values += class_values(args, side, size, fake.classes, settings)
         results.append({"fake": side.name, "images": fake.note, "values": values + own})
     if args.json:
         print(json.dumps({"real": args.real, "size": size, "fakes": results}))
@@ -1333,6 +1414,9 @@ def main(argv=None):
     else:
         columns = [(f"{r['fake']}: {r['images']}", r["values"]) for r in results]
         print(comparison(columns))
+    for side, result in zip(fake_sides, results, strict=True):
+        about = {"real": pool.name, "size": size, "images": n, "values": result["values"]}
+        write_into_run(side, about)
 
 
 if __name__ == "__main__":

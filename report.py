@@ -7,22 +7,29 @@
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
     python report.py runs/dcgan-cats-1 --extremes
+    python report.py runs/wgan_gp-food64-1 runs/wgan_gp-food64-2 runs/wgan_gp-food64-3
 
 It writes into each run directory
 
-    losses.png         every loss over the steps, and the metrics that were measured
+    losses.png         every loss over the steps, and the metrics that were measured, with a ring
+                       at the lowest FID
     weights.png        how the weights of each layer are distributed, at up to 8 steps
     progress.gif       the samples from first to last; reconstructions.gif of autoencoders
     strip.png          the first 8 samples at a few epochs, one row each
     interpolation.png  walks by the best checkpoint, of each kind that the model knows
     classes.png        real images and their latents decoded as every class (cvae.py)
     denoising.png      from noise to image; guidance.png: more and more guidance (ddpm.py)
-    extremes.png       with --extremes: the generated images most and least like real ones
+    extremes.png       with --extremes: the generated images most and least like real ones, by the
+                       best checkpoint and by up to six of those that --keep-every kept
     grid.png           with --grid N: N generated images by the best checkpoint
 
-and, for several runs, comparison.md and comparison.html next to the first run: one table of what
-the runs are, how long they took and what was measured, with the numbers of the report and every
-protocol. The page also holds their pictures.
+and, for several runs, next to the first of them
+
+    comparison.md      a table of what the runs are, how long they took and all that was measured,
+                       also by metrics.py, with the numbers of the report and every protocol
+    comparison-X.png   the curves of all runs, over steps and over minutes of training. X is losses,
+                       fid, kid, ms-ssim or ssim
+    comparison.html    the table, these curves, and pictures of every run
 
 If a picture cannot be made (no samples yet, no matplotlib), one line says why, and the others are
 still made. The scripts call `report(run_directory)` at the end of a run.
@@ -41,12 +48,14 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 import datasets
 import training
@@ -69,13 +78,21 @@ from sources import (
 INK = "#222222"
 FAINT = "#777777"
 PAPER = "#ffffff"
-LINES = ("#1f77b4", "#d95f02", "#2a9d5c", "#9b59b6")  # color-blind people can tell them apart
+# Whatever the kind of color blindness, these differ by 30 or more in CIELAB.
+LINES = ("#0050b0", "#e07b00", "#2aa876", "#222222")
+TIMES = (("step", 1, "step"), ("seconds", 60, "minutes of training"))  # column, unit, title
+STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))  # one for each four runs
+RING = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": "#c4003c", "linestyle": ""}
+OVERLAYS = ("fid", "kid", "ms-ssim", "ssim")  # columns of log.csv with a figure of their own
+NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM, 3 scales", "ssim": "SSIM"}
+BEST = ("best.pt", "last.pt")  # the best checkpoint is the first of these that is there
 GIF_FRAMES = 60  # at most
 GIF_SIDE = 640  # pixels
 GIF_BYTES = 8_000_000
 EXTREMES = 8  # images in a row of extremes.png
 GENERATED = 200  # images that are scored for it
 REAL = 50  # images with which each of them is compared
+STAGES = 6  # checkpoints of kept/ in it, at most
 
 
 # ------------------------------------------------------------------------------------ reading a run
@@ -118,9 +135,13 @@ def reason(problem):
 
 
 def read_columns(folder):
-    """log.csv as {column: float64 array}. A cell is NaN where nothing was measured."""
+    """log.csv as {column: float64 array}. A cell is NaN where nothing was measured.
+
+    Columns in which nothing was ever measured are left out.
+    """
     rows = read_rows(folder / "log.csv")
-    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    log = {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+    return {name: values for name, values in log.items() if np.isfinite(values).any()}
 
 
 def read_rows(path):
@@ -207,32 +228,87 @@ def loss_panels(log):
     """Columns of log.csv -> lists of those that share a panel, losses first.
 
     `loss_d_real` and `loss_d_fake` share one, and `loss_g` has its own: a generator's loss is often
-    ten times the discriminator's, which would be a flat line on the same axis.
+    ten times the discriminator's, which would be a flat line on the same axis. So have FIDs of
+    different features, whose scales differ too.
     """
     panels = {}
-    for name, values in log.items():
-        if name not in ("step", "epoch", "seconds", "img_per_s") and np.isfinite(values).any():
-            kind = name.removeprefix("loss_").split("_")[0]
+    for name in log:
+        if name not in ("step", "epoch", "seconds", "img_per_s"):
+            kind = name if figure_of(name) else name.removeprefix("loss_").split("_")[0]
             is_metric = not name.startswith("loss_")
             panels.setdefault((is_metric, kind), []).append(name)
     return [panels[key] for key in sorted(panels, key=lambda key: key[0])]
 
 
-def draw_curve(axis, steps, values, label, color):
+def figure_of(column):
+    """Which of OVERLAYS shows a column of log.csv, or ""."""
+    kind = column.split("_")[0].removesuffix("-3")
+    return kind if kind in OVERLAYS else ""
+
+
+def column_title(name):
+    """What a column of log.csv holds, as in the tables: "fid_768" is FID-768, "fid_2048" FID."""
+    kind, _, features = name.partition("_")
+    if kind in ("fid", "kid"):
+        title = kind.upper() if features in ("", "2048") else f"{kind.upper()}-{features}"
+        return f"{title} x 10^3" if kind == "kid" else title
+    return NAMES.get(name, printable(name).removeprefix("loss_").replace("_", " "))
+
+
+def column_values(log, name):
+    """A column of the log in the unit of its title."""
+    return 1e3 * log[name] if name.startswith("kid") else log[name]
+
+
+def draw_curve(axis, x, values, label, color, style="-", marker="o"):
     """Draw one column of the log; returns what must lie inside the panel.
 
     A long curve is drawn as its running mean over a pale line of all its values.
     """
+    look = {"color": color, "linestyle": style}
     if len(values) <= 40:
-        style = {"linewidth": 1.4, "marker": "o", "markersize": 3.5}
-        axis.plot(steps, values, color=color, label=label, **style)
+        axis.plot(x, values, label=label, linewidth=1.4, marker=marker, markersize=3.5, **look)
         return values
     window = max(5, len(values) // 40)
     mean = running_mean(values, window)
-    axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-    label = f"{label} (mean of {window} log rows)"
-    axis.plot(steps, mean, color=color, linewidth=1.8, label=label)
+    axis.plot(x, values, color=color, alpha=0.25, linewidth=0.8)
+    axis.plot(x, mean, label=f"{label} (mean of {window} log rows)", linewidth=1.8, **look)
     return np.concatenate([mean, np.percentile(values, [0.5, 99.5])])  # not a lone spike
+
+
+def draw_panel(axis, curves, inside=()):
+    """Draw columns of logs: curves is [(label, x, values, color, ...)], see draw_curve.
+
+    inside: more values that the panel must hold.
+    """
+    for label, x, values, *look in curves:
+        finite = np.isfinite(x) & np.isfinite(values)
+        held = draw_curve(axis, x[finite], values[finite], label, *look)
+        inside = np.concatenate([inside, held])
+    if len(inside):
+        low = inside.min()
+        high = inside.max()
+        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1
+        axis.set_ylim(low - margin, high + margin)
+    axis.grid(color="#dddddd", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def best_row(folder, log):
+    """Where log.csv has the FID of best.pt: (column, row), or None if no FID was measured.
+
+    Of several FIDs, that of most features counts. Without best.pt it is the lowest one.
+    """
+    names = [name for name in log if re.fullmatch(r"fid_\d+", name)]
+    names.sort(key=lambda name: int(name.removeprefix("fid_")), reverse=True)
+    if names and (folder / "best.pt").is_file():
+        with contextlib.suppress(InputError):  # a damaged one
+            step = training.read_checkpoint(folder / "best.pt")["step"]
+            for name in names:
+                rows = np.isfinite(log[name]) & (log["step"] == step)
+                if rows.any():
+                    return name, rows.argmax()
+    return (names[0], np.nanargmin(log[names[0]])) if names else None
 
 
 def draw_losses(folder, args):
@@ -241,23 +317,22 @@ def draw_losses(folder, args):
     panels = loss_panels(log)
     if not panels:
         raise InputError("log.csv holds no finite loss")
+    best = best_row(folder, log)
     figure = new_figure(9, 1 + 2.3 * len(panels), folder.resolve().name)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, names in zip(axes, panels, strict=True):
-        inside = []
+        curves = []
+        fid = []  # the lowest, where it is in this panel
         for index, name in enumerate(names):
-            finite = np.isfinite(log[name])
-            label = printable(name).removeprefix("loss_").replace("_", " ").replace("$", r"\$")
             color = LINES[index % len(LINES)]
-            inside.append(draw_curve(axis, log["step"][finite], log[name][finite], label, color))
-        low = min(values.min() for values in inside)
-        high = max(values.max() for values in inside)
-        margin = 0.06 * (high - low) or 0.06 * abs(high) or 1
-        axis.set_ylim(low - margin, high + margin)
-        kind = "loss" if names[0].startswith("loss_") else names[0].split("_")[0]
-        axis.set_ylabel(printable(kind), parse_math=False)
-        axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+            curves.append((column_title(name), log["step"], column_values(log, name), color))
+            if best and best[0] == name:
+                step = log["step"][best[1]]
+                fid = [log[name][best[1]]]
+                axis.plot([step], fid, label=f"best: step {step:,.0f}, {fid[0]:.2f}", **RING)
+        draw_panel(axis, curves, fid)
+        kind = "loss" if names[0].startswith("loss_") else column_title(names[0])
+        axis.set_ylabel(kind, parse_math=False)
         axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     axes[-1].set_xlabel("step")
     per_epoch = args["steps_per_epoch"]
@@ -460,9 +535,9 @@ def draw_strip(folder, args, epochs=None):
 # -------------------------------------------------------------------------------- interpolation.png
 
 
-def open_model(folder, device="cpu"):
-    """The best checkpoint of a run: (checkpoint, its script, the model, all that in words)."""
-    names = [name for name in ("best.pt", "last.pt") if (folder / name).exists()]
+def open_model(folder, device="cpu", names=BEST):
+    """The first checkpoint of these in a run: (checkpoint, its script, the model, in words)."""
+    names = [name for name in names if (folder / name).exists()]
     if not names:
         raise InputError("no checkpoint (best.pt or last.pt) yet")
     checkpoint = training.read_checkpoint(folder / names[0])
@@ -529,11 +604,14 @@ def real_images(args):
     about = args["data"]
     if "data" not in flags:
         raise InputError("args.json does not name the data of the run")
-    count = flags.get("hold_out")
-    if count:
-        _, real = datasets.load_parts(flags["data"], about["size"], count)
+    where = (flags["data"], about["size"])
+    count = flags.get("hold_out", 0)
+    fit = flags.get("fit", "crop")  # older runs have no such flag
+    limit = flags.get("limit_per_class")
+    if count or limit:
+        real, _ = datasets.measured_on(*datasets.load_parts(*where, count, fit, limit))
     else:
-        real = datasets.load(flags["data"], about["size"], "test")
+        real = datasets.load(*where, "test", fit)
     if real.fingerprint != about.get("fingerprint"):
         words = "is not the data that this run was trained on (its fingerprint differs)"
         raise InputError(f"'{flags['data']}' {words}")
@@ -554,29 +632,55 @@ def import_metrics():
 def draw_extremes(folder, args):
     """extremes.png: of 200 generated images the 8 most and the 8 least like real ones.
 
-    The score of an image is its mean MS-SSIM with 50 random real images, the same ones for all.
+    The score of an image is its mean MS-SSIM with 50 random real images. With kept/ there are two
+    rows for each of up to six kept checkpoints, evenly spread, and for the best one. All have the
+    same latents and real images.
     """
     metrics = import_metrics()
-    checkpoint, script, model, words = open_model(folder)
     real, real_words = real_images(args)
-    seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
-    images = script.generate(model, GENERATED, seed)
-    size = images.shape[-1]
-    # in an early stage of a growing model the real images are larger
-    real, real_words = metrics.averaged_down(real, real_words, images)
-    scores = metrics.mean_ms_ssim(images, real)
+    kept = [path for path in folder.glob("kept/*.pt") if path.stem.isdecimal()]
+    kept.sort(key=lambda path: int(path.stem))
+    chosen = [[f"kept/{kept[index].name}"] for index in spread(len(kept), STAGES)]
+    stages = {}  # step -> its two rows
+    captions = {}  # lines, each of them once
+    for names in tqdm([BEST, *chosen], "extremes", disable=None if kept else True, leave=False):
+        checkpoint, script, model, words = open_model(folder, names=names)
+        step = checkpoint["step"]
+        seed = checkpoint["flags"]["seed"] + 2  # the latents of the metrics
+        images = script.generate(model, GENERATED, seed)
+        # in an early stage of a growing model the real images are larger
+        smaller, against = metrics.averaged_down(real, real_words, images)
+        scores = metrics.mean_ms_ssim(images, smaller)
+        captions[f"mean MS-SSIM of each of {GENERATED} generated images with {against}"] = None
+        if names is BEST:
+            captions[f"{words}, latent seed {seed}"] = None
+        label = f"step {step:,}, " if kept else ""
+        stages[step] = best_and_worst(images, scores, args["data"]["size"], label)
+    if kept:
+        captions[f"{len(chosen)} of {len(kept)} checkpoints in kept/, the same latents"] = None
+    rows = [row for step in sorted(stages) for row in (*stages[step], (None, None))]
+    return png(labelled_rows(rows[:-1], "\n".join(captions)))
+
+
+def best_and_worst(images, scores, size, prefix):
+    """Two rows of labelled_rows(), with the scores below the images.
+
+    images: uint8 (N, C, H, W). size: each pixel of smaller images is repeated up to this one.
+    """
     order = scores.argsort(descending=True).tolist()
+    repeats = max(1, size // images.shape[-1])
     rows = []
-    for label, chosen in (("best", order[:EXTREMES]), ("worst", order[-EXTREMES:])):
-        row = in_a_row(images[chosen], 128)
+    for label, indices in (("best", order[:EXTREMES]), ("worst", order[-EXTREMES:])):
+        larger = images[indices].repeat_interleave(repeats, 2).repeat_interleave(repeats, 3)
+        row = in_a_row(larger, 128)
         page = Image.new("RGB", (row.width, row.height + 24), PAPER)
         page.paste(row, (0, 0))
-        for column, index in enumerate(chosen):
-            left = round(column * (size + 2) * row.height / size) + 2
-            write_words(page, (left, row.height + 11), f"{scores[index]:.3f}", 14)
-        rows.append((label, page))
-    protocol = f"mean MS-SSIM of each of {GENERATED} generated images with {real_words}"
-    return png(labelled_rows(rows, f"{protocol}\n{words}, latent seed {seed}"))
+        pitch = (size + 2) * row.height / size
+        for column, index in enumerate(indices):
+            place = (round(column * pitch) + 2, row.height + 11)
+            write_words(page, place, f"{scores[index]:.3f}", 14)
+        rows.append((f"{prefix}{label}", page))
+    return rows
 
 
 # ---------------------------------------------------------------------- denoising.png, guidance.png
@@ -624,15 +728,64 @@ def draw_grid(folder, count, device):
     return png(page)
 
 
+# ---------------------------------------------------------------- comparison-losses.png and others
+
+
+def overlay_columns(logs):
+    """The columns of several logs, by the figure that shows them: {"losses": [...], "FID": ...}.
+
+    Only losses.png shows the noise.
+    """
+    columns = [name for log in logs for panel in loss_panels(log) for name in panel]
+    figures = {}
+    for name in dict.fromkeys(columns):
+        if name != "noise":
+            figures.setdefault(figure_of(name).upper() or "losses", []).append(name)
+    return figures
+
+
+def draw_overlay(kind, columns, runs):
+    """A row of two panels for each column: over steps, and over minutes of training.
+
+    runs: [(name, log)]. A run looks the same in all panels and figures.
+    """
+    title = f"{len(runs)} runs: {kind} (where values are pale, the line is their running mean)"
+    figure = new_figure(12, 1.3 + 2.5 * len(columns) + 0.2 * len(runs), title)
+    axes = figure.subplots(len(columns), 2, sharex="col", sharey="row", squeeze=False)
+    from matplotlib.lines import Line2D
+
+    looks = [(LINES[i % 4], *STYLES[i // 4 % 4]) for i in range(len(runs))]
+    for column, panels in zip(columns, axes, strict=True):
+        for axis, (time, unit, _) in zip(panels, TIMES, strict=True):
+            curves = []
+            for (name, log), look in zip(runs, looks, strict=True):
+                if column in log and time in log:
+                    curves.append((name, log[time] / unit, column_values(log, column), *look))
+            draw_panel(axis, curves)
+        panels[0].set_ylabel(column_title(column), parse_math=False)
+    for axis, (time, _, words) in zip(axes[-1], TIMES, strict=True):
+        ends = [np.nanmax(log[time]) for _, log in runs if time in log]
+        far = max(ends, default=0) > 20 * min(ends, default=0)  # the shortest run would be a dot
+        axis.set_xscale("log" if far else "linear")
+        axis.set_xlabel(f"{words} (logarithmic)" if far else words)
+    lines = [Line2D([], [], color=color, ls=ls, marker=marker) for color, ls, marker in looks]
+    across = max(1, 130 // (10 + max(len(name) for name, _ in runs)))
+    place = {"loc": "outside lower center", "ncols": across, "frameon": False, "fontsize": 9}
+    legend = figure.legend(lines, [" "] * len(runs), handlelength=4, markerscale=0.6, **place)
+    for text, (name, log) in zip(legend.get_texts(), runs, strict=True):
+        missing = "" if any(column in log for column in columns) else " (not measured)"
+        text.set_parse_math(False)
+        text.set_text(printable(name, 120) + missing)  # a legend refuses labels that begin with "_"
+    return figure_png(figure)
+
+
 # ----------------------------------------------------------------------- comparison.md and its page
 
 
-def facts(folder):
-    """What a run is: {what: in words}."""
+def facts(folder, log, checkpoint):
+    """What a run is: {what: in words}. checkpoint: its last.pt."""
     args = read_run(folder)
     about = args["data"]
-    log = read_columns(folder)
-    checkpoint = training.read_checkpoint(folder)
     trained = []
     for name, optimizer in checkpoint["optimizers"].items():
         # Adam keeps an average for every weight that it trains
@@ -642,6 +795,7 @@ def facts(folder):
     if args["preset"]:
         model += f" --preset {args['preset']}"
     minutes = f"{checkpoint['seconds'] / 60:.1f}"
+    speed = np.nanmedian(log.get("img_per_s", 0))
     return {
         "model": model,
         "data": f"{about['name']}, {about['count']:,} images",
@@ -649,51 +803,77 @@ def facts(folder):
         "trained parameters": " + ".join(trained),
         "steps x batch": f"{checkpoint['step']:,} x {args['flags']['batch']}",
         "minutes of training": f"{minutes} ({args['device']}, {args['precision']})",
-        "images a second": f"{np.nanmedian(log['img_per_s']):,.0f}",
+        "images a second": f"{speed:,.0f}" if speed else "-",
     }
 
 
-def best_fid(folder, metrics):
-    """The lowest FID that was measured during training: {what: (value, "", protocol)} or {}."""
-    log = read_columns(folder)
-    checkpoint = training.read_checkpoint(folder)
-    every = checkpoint["flags"]["eval_every"]
-    protocol = f"the lowest of those measured during training, every {every} steps"
-    lowest = {}
-    for name in log:  # a growing model: the lowest at its last size, as in best.pt
-        rows = (log[name] == checkpoint["best"]).nonzero()[0]
-        if name.startswith("fid_") and len(rows):
-            title = metrics.metric_name("FID", int(name.removeprefix("fid_")))
-            step = int(log["step"][rows[0]])
-            value = f"{checkpoint['best']:.2f} ({step:,})"
-            lowest[f"best {title} (step)"] = (value, "", protocol)
-    return lowest
+def best_fid(folder, log):
+    """What was measured at the step of the lowest FID: {what: (value, "", protocol)} or {}."""
+    best = best_row(folder, log)
+    if best is None:
+        return {}
+    name, row = best
+    count = np.isfinite(log[name]).sum()
+    protocol = f"the lowest of {count} measured during training"
+    value = f"{log[name][row]:.2f} ({log['step'][row]:,.0f})"
+    values = {f"best {column_title(name)} (step)": (value, "", protocol)}
+    for other in log:
+        if figure_of(other) and other != name and np.isfinite(log[other][row]):
+            value = f"{column_values(log, other)[row]:.4g}"
+            values[f"{column_title(other)} at that step"] = (value, "", "")
+    return values
 
 
-def final_values(folder, metrics):
-    """metrics.json of a run: {what: (value, the same of real images or "", protocol)} or {}."""
+def cells(values, metrics, report, which=""):
+    """Values of metrics.evaluate as {what: (value, the same of real images or "", protocol)}.
+
+    report: {name: published value}. which: added to the names.
+    """
+    result = {}
+    for value in values:
+        theirs = report.get(value["name"])
+        theirs = "" if theirs is None else f" (report: {theirs:,})"
+        title = f"{metrics.title(value)}{which}"
+        if value["value"] is None:
+            result[title] = (f"not measured{theirs}", "", f"{value['reason']}")
+        else:
+            real = "" if value.get("real") is None else metrics.format_value(value, "real")
+            result[title] = (metrics.format_value(value) + theirs, real, f"{value['protocol']}")
+    return result
+
+
+def final_values(folder, checkpoint, metrics):
+    """metrics.json of a run as cells(), or {}. checkpoint: its last.pt."""
     path = folder / "metrics.json"
     if not path.is_file():
         return {}
     result = read_json(path, "remove it")
     values = {}
-    step = training.read_checkpoint(folder)["step"]
-    if result.get("step", step) != step:  # trained further, and not measured again
+    if result.get("step") not in (None, checkpoint["step"]):  # trained further, not measured again
         words = "the run has been prolonged since"
         values["step of the values below"] = (f"{result['step']:,}", "", words)
-    for value in result["values"]:
-        theirs = result["report"].get(value["name"])
-        theirs = "" if theirs is None else f" (report: {theirs:,})"
-        title = metrics.title(value)
-        if value["value"] is None:
-            values[title] = (f"not measured{theirs}", "", value["reason"])
-        else:
-            real = "" if value.get("real") is None else metrics.format_value(value, "real")
-            values[title] = (metrics.format_value(value) + theirs, real, value["protocol"])
-    protocol = result["report"]["protocol"]
-    if result.get("changed"):
-        protocol += f"; this run is not quite that preset: {result['changed']}"
-    values["the report"] = ("", "", protocol)
+    report = result["report"]
+    note = f"{report['protocol']}"
+    changed = result.get("changed")
+    words = f"this run is not quite that preset: {changed}"
+    if not result.get("comparable", not changed):
+        note = f"the report's numbers are left out: {words}"
+        report = {}
+    elif changed:
+        note += f"; {words}"
+    return values | cells(result["values"], metrics, report) | {"the report": ("", "", note)}
+
+
+def later_values(folder, metrics):
+    """What metrics.py measured of a run afterwards, metrics-*.json, as cells()."""
+    values = {}
+    for path in sorted(folder.glob("metrics-*.json")):
+        try:
+            result = read_json(path, "remove it")
+            which = f" of {result['checkpoint']} against {result['real']}"
+            values |= cells(result["values"], metrics, {}, which)
+        except Exception:  # whatever is wrong with the file, the others count
+            print(printable(f"'{path}' is damaged and left out", 2000), file=sys.stderr)
     return values
 
 
@@ -702,8 +882,11 @@ def comparison_table(folders, names):
     metrics = import_metrics()
     runs = {}
     for name, folder in zip(names, folders, strict=True):
-        run = {what: (words, "", "") for what, words in facts(folder).items()}
-        runs[name] = run | best_fid(folder, metrics) | final_values(folder, metrics)
+        log = read_columns(folder)
+        checkpoint = training.read_checkpoint(folder)
+        run = {what: (words, "", "") for what, words in facts(folder, log, checkpoint).items()}
+        run |= best_fid(folder, log)
+        runs[name] = run | final_values(folder, checkpoint, metrics) | later_values(folder, metrics)
     rows = [["", *names, "real images"]]
     notes = []
     for what in dict.fromkeys(what for values in runs.values() for what in values):
@@ -717,32 +900,37 @@ def comparison_table(folders, names):
                 notes.append(f"{what}{which}: {protocol}")
         if any(value for value, _, _ in measured.values()):
             real = dict.fromkeys(real for _, real, _ in measured.values() if real)
-            cells = [measured[name][0] if name in measured else "-" for name in names]
-            rows.append([what, *cells, " / ".join(real)])
+            texts = [measured[name][0] if name in measured else "-" for name in names]
+            rows.append([what, *texts, " / ".join(real)])
     return rows, notes
 
 
-def compare(folders):
-    """Several runs as (Markdown, an HTML page that needs no other file)."""
-    names = [folder.name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
+def names_of(folders):
+    """How the runs are called in a comparison."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def compare(folders, overlays=()):
+    """Several runs as (Markdown, an HTML page that needs no other file).
+
+    overlays: the files of their curves, which the page also holds.
+    """
+    names = names_of(folders)
     rows, notes = comparison_table(folders, names)
-    lines = []
-    for row in rows:
-        lines.append(f"| {' | '.join(map(markdown, row))} |")
+    lines = [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     text = "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes), ""])
 
-    page = [PAGE_HEAD, "<table>"]
+    page = [PAGE_HEAD, "<div><table>"]
     for index, row in enumerate(rows):
         tag = "td" if index else "th"
-        cells = [f"<{tag}>{as_html(cell)}</{tag}>" for cell in row]
-        page.append(f"<tr>{''.join(cells)}</tr>")
-    page += ["</table>", "<ul>", *(f"<li>{as_html(note)}" for note in notes), "</ul>"]
+        line = [f"<{tag}>{as_html(cell)}</{tag}>" for cell in row]
+        page.append(f"<tr>{''.join(line)}</tr>")
+    page += ["</table></div>", "<ul>", *(f"<li>{as_html(note)}" for note in notes), "</ul>"]
+    page += ["<div class='curves'>", *map(embedded, overlays), "</div>"]
     for name, folder in zip(names, folders, strict=True):
-        page.append(f"<h2>{as_html(name)}</h2>")
-        page += [embedded(path) for path in pictures_of(folder)]
+        page += [f"<h2>{as_html(name)}</h2>", *map(embedded, pictures_of(folder))]
     return text, "\n".join(page) + "\n"
 
 
@@ -751,8 +939,10 @@ def as_html(text):
 
 
 PAGE_HEAD = """<!doctype html><meta charset='utf-8'><title>comparison</title>
-<style>body{font:15px sans-serif;margin:2em}img{max-width:100%}li{color:#555}
-td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}</style>"""
+<meta name='viewport' content='width=device-width'>
+<style>body{font:15px sans-serif;margin:2em;overflow-wrap:anywhere}img{max-width:100%}
+td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}li{color:#555}
+div{overflow-x:auto}.curves img{min-width:50em}td,th{overflow-wrap:normal}</style>"""
 
 
 def pictures_of(folder):
@@ -807,14 +997,21 @@ def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
         pictures["extremes.png"] = draw(draw_extremes, folder, args)
     if grid:
         pictures["grid.png"] = draw(draw_grid, folder, grid, device)
-    written = []
     remove_half_written(folder)
+    return write_pictures(folder, pictures)
+
+
+def write_pictures(folder, pictures):
+    """Write {file name: function that makes its bytes}; returns the paths written.
+
+    If a picture cannot be made, one line on stderr says why.
+    """
+    written = []
     for name, make in pictures.items():
         try:
             data = make()  # the whole file in memory, so that none is ever half-written
         except Exception as problem:  # whatever is wrong with a run's files, the others are made
-            words = printable(f"{folder}: no {name}: {reason(problem)}", 2000)
-            print(words, file=sys.stderr)
+            print(printable(f"{folder}: no {name}: {reason(problem)}", 2000), file=sys.stderr)
             continue
         write_bytes(folder / name, data)
         written.append(folder / name)
@@ -834,7 +1031,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    folders = [Path(run) for run in args.runs]
+    folders = list(dict.fromkeys(Path(run) for run in args.runs))
     for folder in folders:
         read_run(folder)  # a wrong name fails before any work is done
         check_output(folder / "losses.png")
@@ -847,7 +1044,15 @@ def main(argv=None):
     if len(folders) == 1:
         return
     try:
-        text, page = compare(folders)
+        runs = list(zip(names_of(folders), map(read_columns, folders), strict=True))
+        pictures = {}
+        for kind, columns in overlay_columns([log for _, log in runs]).items():
+            make = functools.partial(draw_overlay, kind, columns, runs)
+            pictures[f"{base.name}-{kind.lower()}.png"] = make
+        overlays = write_pictures(base.parent, pictures)
+        for path in overlays:
+            print(f"wrote {printable(os.path.relpath(path))}")
+        text, page = compare(folders, overlays)
     except Exception as problem:
         raise InputError(f"no comparison of these runs: {reason(problem)}") from None
     for kind, content in (("md", text), ("html", page)):

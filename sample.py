@@ -229,7 +229,8 @@ def walk_ends(data, checkpoint):
     """The Images of --data between which to walk, or None: the examples in the checkpoint."""
     if data is None:
         return None
-    parts = datasets.load_parts(data, checkpoint["flags"]["size"])
+    flags = checkpoint["flags"]
+    parts = datasets.load_parts(data, flags["size"], fit=flags["fit"])
     ends, _ = datasets.measured_on(*parts)
     channels = ends.images.shape[1]
     needed = checkpoint["data"]["channels"]

@@ -716,6 +716,12 @@ def array_source(images, labels, classes, split):
 # Modes of Pillow with values that are not 8 bits, and the usual ranges of such values.
 DEEP = {"F": "floats", "I": "32-bit numbers", "I;16": "16-bit numbers"}
 RANGES = [(0, 1), (-1, 1), *((0, 2**bits - 1) for bits in (8, 10, 12, 14, 16))]
+# How images that are not square become square, and what the note about the set says.
+FITS = {
+    "crop": "cropped to the central square and resized",
+    "squash": "squashed",
+    "pad": "resized and padded with black",
+}
 
 
 class PngPixels(PngImagePlugin.PngStream):
@@ -751,11 +757,11 @@ class Tally(NamedTuple):
     peculiar: dict  # what somebody might not expect, in words -> the names of such images
 
 
-def prepare(source, size, path, key):
+def prepare(source, size, path, key, fit="crop"):
     """Decode, crop and resize every image of a Source into the .npy file `path`.
 
-    Floats, 32-bit numbers and 16-bit numbers are scaled to 8 bits, each kind by one scale for the
-    whole set: see common_scale.
+    fit: see fitted. Floats, 32-bit numbers and 16-bit numbers are scaled to 8 bits, each kind by
+    one scale for the whole set: see common_scale.
 
     Returns what the .json says about it; "remarks" are lines for everybody who uses the set. An
     image that cannot be read is skipped and named; if more than five and more than 1 % cannot be
@@ -765,7 +771,7 @@ def prepare(source, size, path, key):
 
     def write(temporary):
         with open(temporary, "wb+") as file:
-            info.update(write_array(file, source, size, key))
+            info.update(write_array(file, source, size, key, fit))
 
     PngImagePlugin.PngStream = PngPixels
     try:
@@ -782,12 +788,12 @@ def prepare(source, size, path, key):
     return {**info, "remarks": [*source.unused.splitlines(), *remarks]}
 
 
-def write_array(file, source, size, key):
+def write_array(file, source, size, key, fit):
     """Write an .npy file of uint8 (N, C, size, size). Returns the dict for the .json."""
     total = len(source.names)
     write_header(file, (total, 3, size, size))
     start = file.tell()
-    tally = write_rows(file, source, size, key, {})
+    tally = write_rows(file, source, size, key, fit, {})
     limit = max(5, total // 100)
     if len(tally.skipped) > limit or not tally.used:
         examples = "; ".join(tally.skipped[:5])
@@ -801,7 +807,7 @@ def write_array(file, source, size, key):
     if tally.ranges:  # decode the images once more, now that the range of all is known
         scales = {mode: common_scale(*limits) for mode, limits in tally.ranges.items()}
         file.seek(start)
-        tally = write_rows(file, source, size, key, scales)
+        tally = write_rows(file, source, size, key, fit, scales)
     shape = (len(tally.used), 3, size, size)
     if tally.modes <= {"1", "L", *DEEP}:
         shape = (len(tally.used), 1, size, size)
@@ -821,9 +827,8 @@ def write_array(file, source, size, key):
         pixels = np.frombuffer(piece, np.uint8)
         values |= {int(pixels.min()), int(pixels.max())}
     digest.update(json.dumps([labels, shape, split]).encode())
-    remarks = []
-    for words, names in tally.peculiar.items():
-        remarks.append(f"{len(names)} {words}; the first: {names[0]}")
+    kinds = tally.peculiar.items()
+    remarks = [f"{len(names)} {words}; the first: {names[0]}" for words, names in kinds]
     if max(values) - min(values) < 16:
         words = f"every pixel of every image is from {min(values)} to {max(values)}"
         remarks.append(f"{words}, of 0 to 255: there is next to nothing to see")
@@ -835,7 +840,7 @@ def write_array(file, source, size, key):
         "fingerprint": digest.hexdigest()[:16],
         "skipped": tally.skipped,
         "remarks": remarks,
-        "note": how_prepared(tally.sizes, size),
+        "note": how_prepared(tally.sizes, size, fit),
     }
 
 
@@ -845,10 +850,10 @@ def write_header(file, shape):
     np.lib.format.write_array_header_1_0(file, about)
 
 
-def write_rows(file, source, size, key, scales):
+def write_rows(file, source, size, key, fit, scales):
     """Write every image as uint8 (3, size, size), so that memory does not grow with the set.
 
-    scales: see square. Returns a Tally.
+    fit, scales: see square. Returns a Tally.
     """
     tally = Tally([], [], set(), set(), {}, {})
     total = len(source.names)
@@ -857,7 +862,7 @@ def write_rows(file, source, size, key, scales):
         try:
             image = source.read(i)
             natural_size = image.size
-            pixels = square(image, size, scales)
+            pixels = square(image, size, fit, scales)
             remarks = peculiar(image, scales)
             if pixels.max() < 16:
                 remarks.append("images are all but black")
@@ -947,18 +952,21 @@ def keep_one_channel(file, count, size):
         file.write(channel)
 
 
-def how_prepared(natural_sizes, size):
+def how_prepared(natural_sizes, size, fit):
     """The note about a prepared set. natural_sizes: the sizes its images had."""
     if natural_sizes == {(28, 28)} and size == 32:
         return "28x28 padded to 32x32 with black"
     if natural_sizes == {(size, size)}:
         return f"{size}x{size} as they are"
-    return f"cropped to the central square and resized to {size}x{size} (bicubic, antialiased)"
+    square_already = all(width == height for width, height in natural_sizes)
+    words = "resized" if fit != "crop" and square_already else FITS[fit]
+    return f"{words} to {size}x{size} (bicubic, antialiased)"
 
 
-def square(image, size, scales):
-    """PIL image -> uint8 (3, size, size): upright (EXIF), RGB, central square, resized (bicubic,
-    antialiased). scales: of each mode in DEEP, the values that become 0 and 255."""
+def square(image, size, fit, scales):
+    """PIL image -> uint8 (3, size, size): upright (EXIF), RGB, then see fitted.
+
+    scales: of each mode in DEEP, the values that become 0 and 255."""
     if 0 in image.size:
         raise ValueError("it is 0 pixels high or wide")
     image.load()
@@ -976,8 +984,23 @@ def square(image, size, scales):
     if image.size == (28, 28) and size == 32:
         image = ImageOps.expand(image, 2)  # MNIST and its kin: padding keeps every pixel sharp
     elif image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        image = fitted(image, size, fit)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def fitted(image, size, fit):
+    """RGB PIL image of any shape -> size x size, resized with Pillow's antialiased bicubic filter.
+
+    fit: "crop", the central square of it; "squash", all of it, whatever its shape; "pad", all of
+    it in its shape, in the middle of black."""
+    bicubic = Image.Resampling.BICUBIC
+    if fit == "crop":
+        return ImageOps.fit(image, (size, size), bicubic)
+    if fit == "squash":
+        return image.resize((size, size), bicubic)
+    # ImageOps.pad alone fails where the shorter side would round to 0 pixels
+    width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
+    return ImageOps.pad(image.resize((width, height), bicubic), (size, size), color="black")
 
 
 def to_8_bits(values, low, high):

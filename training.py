@@ -41,6 +41,20 @@ SIZES = [16, 32, 64, 128, 256]
 DIMS = [64, 192, 768, 2048]
 PRECISIONS = ["auto", "fp32", "bf16"]
 NOT_TYPED = object()
+# Flags that may differ on --resume. Any other would contradict the steps already trained.
+MAY_CHANGE = {
+    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
+    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every", "eval_images",
+}  # fmt: skip
+# Flags that a run may have otherwise than its preset, and still be that preset.
+NO_MATTER = {
+    "preset", "resume", "out", "device", "precision", "no_graph", "dry_run", "tensorboard",
+    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every", "defaults",
+}  # fmt: skip
+# With others of these, a number does not compare with that of the report.
+COMPARABLE = {
+    "data", "fit", "limit_per_class", "hold_out", "size", "steps", "epochs", "eval_images",
+}  # fmt: skip
 RESULTS = {".json", ".png", ".gif"}  # what the end of a run makes
 KILLED_EARLY = {".lock", "args.json", "source.py", "log.csv", "weights.csv"}  # what is left then
 
@@ -60,9 +74,11 @@ def add_run_flags(parser, presets, any_size=False):
     add("--preset", choices=list(presets), help="settings of a report [shapes for --data shapes]")
     add("--data", default="shapes", help="a name (python datasets.py) or a path [%(default)s]")
     add("--epochs", type=some, default=50, help="length in passes over the data [%(default)s]")
-    add("--steps", type=some, help="length in generator or VAE updates; wins over --epochs")
+    add("--steps", type=some, help="length in turns of the training loop; wins over --epochs")
     add("--batch", type=number(int, 2), default=128, help="images in an update [%(default)s]")
     add("--size", **size, help="side in pixels [32 for small images, else 64]")
+    add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
+    add("--limit-per-class", type=none, default=0, help="training images of each class; 0: all")
     add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness [%(default)s]")
     add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step [%(default)s]")
     add("--ema", type=number(float, 0, 1), default=0.0, help="decay of averaged weights; 0: none")
@@ -74,7 +90,9 @@ def add_run_flags(parser, presets, any_size=False):
     add("--log-every", type=some, default=50, help="steps between rows of log.csv [%(default)s]")
     add("--sample-every", type=some, help="steps between pictures [an epoch, at least 100]")
     add("--save-every", type=some, help="steps between checkpoints [an epoch, at least 100]")
-    add("--eval-every", type=none, default=0, help="steps between FIDs for best.pt; 0: never")
+    add("--keep-every", type=some, help="steps between weights that are kept for good [never]")
+    often = "steps between FIDs [never; 20 times in the preset of a report]; 0: never"
+    add("--eval-every", type=none, help=often)
     images = number(int, 0, 100_001)
     add("--eval-images", type=images, default=1000, help="images on each side; 0: never evaluate")
     add("--dims", type=int, nargs="+", choices=DIMS, default=[768, 2048], help="features of FID")
@@ -83,11 +101,11 @@ def add_run_flags(parser, presets, any_size=False):
     add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
 
 
-def parse(parser, presets, script, may_change, argv=None):
+def parse(parser, presets, script, argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed).
 
     A typed flag wins over the preset, or over the checkpoint of --resume. These win over defaults.
-    may_change: names of the flags that may differ from the checkpoint.
+    args.defaults: what the flags are without a command line, for changed_flags.
     """
     args = parser.parse_args(argv)  # --help and mistakes end here
     defaults = vars(parser.parse_args([]))
@@ -98,7 +116,7 @@ def parse(parser, presets, script, may_change, argv=None):
         if args.out is not None:
             parser.error("--resume goes on in its own directory: leave out --out")
         run_directory = newest_run(script) if args.resume is True else Path(args.resume)
-        settings = flags_on_resume(run_directory, script, typed, may_change)
+        settings = flags_on_resume(run_directory, script, typed)
         settings = {name: value for name, value in settings.items() if name in defaults}
         parser.set_defaults(**defaults)
         with fits(script):
@@ -119,6 +137,7 @@ def parse(parser, presets, script, may_change, argv=None):
     parser.set_defaults(**defaults | settings)
     args = parser.parse_args(argv)
     args.resume = run_directory
+    args.defaults = defaults
     if RANK == 0 and not args.dry_run:
         if "out" in typed:
             sources.check_new_directory(args.out, KILLED_EARLY)
@@ -144,7 +163,7 @@ def newest_run(script):
     raise InputError(f"no run of {script}.py in runs/ to resume")
 
 
-def flags_on_resume(run_directory, script, typed, may_change):
+def flags_on_resume(run_directory, script, typed):
     """The flags of a run's checkpoint. InputError if a typed flag would change the past."""
     checkpoint = read_checkpoint(run_directory)
     if checkpoint["script"] != script:
@@ -153,7 +172,7 @@ def flags_on_resume(run_directory, script, typed, may_change):
     if not run_directory.is_dir():
         raise InputError(f"--resume takes a run directory: --resume {run_directory.parent}")
     flags = checkpoint["flags"]
-    for name in sorted(typed.keys() - may_change - {"resume"}):
+    for name in sorted(typed.keys() - MAY_CHANGE - {"resume"}):
         new, old = typed[name], flags.get(name)
         if new != old:
             flag = name.replace("_", "-")
@@ -164,6 +183,21 @@ def flags_on_resume(run_directory, script, typed, may_change):
 
 def check_flags(parser, flags):
     """ValueError unless these flags of a checkpoint are as the command line would give them."""
+
+    def refuse(message):
+        raise ValueError(message)
+
+    error = parser.error
+    parser.error = refuse
+    taken = vars(parser.parse_args(flag_words(flags)))
+    parser.error = error
+    for name in flags:
+        if taken[name] != flags[name]:
+            refuse(f"{name} {flags[name]!r}")
+
+
+def flag_words(flags):
+    """A dict of flags as one would type them: ["--batch=64", "--dims", "768", "--balance"]."""
     words = []
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
@@ -173,39 +207,38 @@ def check_flags(parser, flags):
             words += [flag, *map(str, value)]
         elif value is not None and value is not False:
             words.append(f"{flag}={value}")
-
-    def refuse(message):
-        raise ValueError(message)
-
-    error = parser.error
-    parser.error = refuse
-    taken = vars(parser.parse_args(words))
-    parser.error = error
-    for name in flags:
-        if taken[name] != flags[name]:
-            refuse(f"{name} {flags[name]!r}")
+    return words
 
 
 def changed_flags(args, preset):
-    """How the flags differ from a preset, as one would type them: "--batch 64 --ema 0.99"."""
-    changed = {k: getattr(args, k) for k, v in preset.items() if getattr(args, k, v) != v}
-    words = [f"--{k.replace('_', '-')} {v}" for k, v in changed.items() if v is not None]
-    return " ".join(words)
+    """The flags that are not those of a preset, or else not the defaults: {name: value}.
+
+    Without those that change nothing in the numbers: see NO_MATTER.
+    """
+    changed = {}
+    for name, value in (args.defaults | preset).items():
+        if name not in NO_MATTER and getattr(args, name, value) != value:
+            changed[name] = getattr(args, name)
+    if args.steps is None and "steps" in changed:
+        changed["epochs"] = args.epochs
+    elif args.steps is not None:  # wins over --epochs
+        changed.pop("epochs", None)
+    return changed
 
 
 # ----------------------------------------------------------------------------------------- device
 
 
-def pick_device(name="auto", precision="auto"):
+def pick_device(name="auto", precision="auto", bf16_needs="avx512_bf16"):
     """--device and --precision -> (torch.device, "fp32" or "bf16").
 
-    precision "auto" is bf16 where the hardware computes in it. Raises InputError.
+    precision "auto" is bf16 where the hardware computes in it. bf16_needs: what a CPU must have for
+    that, as torch.cpu spells it ("amx_tile"); None: "auto" is never bf16 there. Raises InputError.
     """
     asked = name
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
         name = "cuda" if torch.cuda.is_available() else name
-    native = False
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -215,13 +248,14 @@ def pick_device(name="auto", precision="auto"):
             torch.empty(1, device=device)
             torch.cuda.set_device(device)  # random states, streams and events are of this GPU
             torch.backends.cudnn.benchmark = True  # shapes never change: find the fastest kernels
-            # is_bf16_supported() would also count emulation
-            native = torch.cuda.get_device_capability(device) >= (8, 0)
     except (RuntimeError, AssertionError):  # torch has many ways to say so
         words = "use --device auto, cpu, cuda, cuda:1 or mps"
         raise InputError(f"no device '{asked}' here: {words}") from None
+    # is_bf16_supported() would also count emulation
+    native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        feature = bf16_needs if precision == "auto" else "avx512_bf16"
+        native = getattr(torch.cpu, f"_is_{feature}_supported", lambda: False)()
     if precision == "auto":
         return device, "bf16" if native else "fp32"
     if precision == "bf16" and not native:
@@ -420,6 +454,43 @@ def one_hot(labels, classes):
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
+@torch.no_grad()
+def to_images(generator, *inputs):
+    """The images of a generator in eval mode, uint8 (N, C, H, W) on the CPU.
+
+    inputs: what it takes, tensors with N rows, such as latents and classes. It gets 100 rows at a
+    time.
+    """
+    device = next(generator.parameters()).device
+    was_training = generator.training
+    generator.eval()
+    images = []
+    for chunk in zip(*(tensor.split(100) for tensor in inputs), strict=True):
+        output = generator(*(tensor.to(device) for tensor in chunk))
+        images.append(datasets.to_uint8(output).cpu())
+    generator.train(was_training)
+    return torch.cat(images)
+
+
+def class_walks(rows, frames, latent_dim, classes, kind, seed, label=None):
+    """Latents (rows * frames, latent_dim) and classes (rows * frames, classes) of walks.
+
+    kind "spherical" or "linear": from one random latent to another, in one class. This is `label`,
+    or another class for each row. kind "classes": from that class to the next, with one random
+    latent.
+    """
+    labels = torch.arange(rows) % classes
+    if label is not None:
+        labels = torch.full((rows,), label)
+    y = one_hot(labels, classes)
+    if kind != "classes":
+        return walks(rows, frames, latent_dim, kind, seed), y.repeat_interleave(frames, 0)
+    z = latents(rows, latent_dim, seed).repeat_interleave(frames, 0)
+    t = torch.linspace(0, 1, frames)[:, None]
+    y = torch.lerp(y[:, None], one_hot((labels + 1) % classes, classes)[:, None], t)
+    return z, y.flatten(0, 1)
+
+
 def random_labels(counts, n, seed, first=0):
     """Random classes, int64 (n,), each as likely as in the data, so that samples compare with it.
 
@@ -598,7 +669,8 @@ class Run:
 
     def __init__(self, args, script, data, batches, models, optimizers, total, per_epoch, extra):
         self.args = args
-        self.flags = {name: value for name, value in vars(args).items() if name != "resume"}
+        unsaved = ("resume", "defaults")
+        self.flags = {name: value for name, value in vars(args).items() if name not in unsaved}
         self.script = script
         self.batches = batches
         self.models = models
@@ -714,26 +786,35 @@ class Run:
         words = f"stopped; {checkpoint} is the last good checkpoint. Start again with a lower --lr"
         raise InputError(f"a loss or weight is not finite at step {step}: {words}")
 
-    def save(self, name):
+    def save(self, name, **more):
         """Write a checkpoint. last.pt: all processes call this. best.pt: only the first does.
 
-        Raises InputError and leaves the old file if a loss, weight or buffer is not finite.
+        more: for this file only. Raises InputError and leaves the old file if a loss, weight or
+        buffer is not finite.
         """
         self.wait()
         self.finite_losses()
-        checkpoint = self.snapshot(together=name == "last.pt")
+        checkpoint = self.snapshot(together=name == "last.pt") | more
         if not all_finite(checkpoint):
             self.fail(self.step)
         if self.is_main:  # serialized in memory first, so that a full disk is a plain OSError
             buffer = io.BytesIO()
             torch.save(checkpoint, buffer)
+            (self.path / name).parent.mkdir(exist_ok=True)
             sources.write_bytes(self.path / name, buffer.getbuffer())
 
-    def keep_best(self, scores, size):
+    def keep(self, network):
+        """Write kept/<step>.pt: what makes images, which is this network and its average."""
+        states = {name: model.state_dict() for name, model in self.models.items()}
+        makers = {name: states[name] for name in (network, "ema") if name in states}
+        self.save(f"kept/{self.step:06d}.pt", models=makers, optimizers={})
+
+    def keep_best(self, scores, size, real):
         """Write best.pt if the FID in `scores` is the lowest so far. size: of the images.
 
         Of several FIDs, that of most features counts. A growing model starts anew at each size,
-        because FIDs at two sizes do not compare.
+        because FIDs at two sizes do not compare. real: the real images of this FID. Their hashes
+        are in best.pt, so that metrics.py never measures it on images that have chosen it.
         """
         dims = [int(name.removeprefix("fid_")) for name in scores if name.startswith("fid_")]
         if not dims:
@@ -746,7 +827,7 @@ class Run:
         words = f"step {self.step}: FID-{dim} {fid:.2f}"
         if fid < self.best:
             self.best = fid
-            self.save("best.pt")
+            self.save("best.pt", chosen_on=datasets.image_hashes(real))
             words += "; the best so far: best.pt"
         self.bar.write(words)
 
@@ -997,12 +1078,13 @@ def read_checkpoint(path):
         raise InputError(f"'{path}' is not a checkpoint of this collection")
     checkpoint.setdefault("total", 2**48 - 1)  # older ones lack it
     check_fields(path, checkpoint, step=int, total=int, flags=dict, data=dict, models=dict)
-    check_fields(path, checkpoint["flags"], size=int, seed=int, ema=(int, float))
+    flags = {"fit": "crop", "limit_per_class": 0, **checkpoint["flags"]}  # older ones lack these
+    check_fields(path, flags, size=int, seed=int, ema=(int, float), fit=str, limit_per_class=int)
+    checkpoint["flags"] = flags
     about = checkpoint["data"]
     check_fields(path, about, size=int, channels=int, classes=list, fingerprint=str)
-    same_size = about["size"] == checkpoint["flags"]["size"]
     names = all(isinstance(name, str) for name in about["classes"])
-    if checkpoint["step"] > checkpoint["total"] or not same_size or not names:
+    if checkpoint["step"] > checkpoint["total"] or about["size"] != flags["size"] or not names:
         raise InputError(f"'{path}' is damaged: its step, sizes or classes make no sense")
     return checkpoint
 

@@ -93,12 +93,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
-}  # fmt: skip
-
 LIKELIHOODS = ["bernoulli", "gaussian", "sigma"]
 TEST_COLUMNS = ("loss_recon_test", "loss_kl_test", "loss_bound_test", "mse_test")  # of log.csv
 
@@ -117,7 +111,7 @@ def parse_args(argv=None):
     add("--kl-warmup", type=count, default=0, help="steps over which it grows [%(default)s]")
     add("--hold-out", type=count, default=0, help="for data without a test split [%(default)s]")
     training.add_run_flags(parser, PRESETS, any_size=True)
-    return training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
+    return training.parse(parser, PRESETS, SCRIPT, argv)
 
 
 # ---------------------------------------------------------------------------------------- network
@@ -372,7 +366,9 @@ def main(argv=None):
     device, args.precision = training.pick_device(args.device, args.precision)
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
-    data, held_out = datasets.load_parts(args.data, args.size, args.hold_out)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, args.hold_out, args.fit, args.limit_per_class
+    )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = batches.per_epoch  # steps
     total = args.steps or args.epochs * per_epoch
@@ -403,11 +399,14 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, vae))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -440,13 +439,13 @@ def main(argv=None):
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, args.size)  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
                 if held_out is not None and run.is_main:
                     run.wait()
                     _, means = measure(sampler, held_out.images[:500])
@@ -455,6 +454,8 @@ def main(argv=None):
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("vae")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -462,11 +463,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )

@@ -73,11 +73,11 @@ SCRIPT = Path(__file__).stem
 # it calls its sigma a variance; ours is a standard deviation, on both kinds of images.
 FOOD = dict(
     data="food64", size=64, width=64, latent_dim=100, batch=64, steps=2_000_000, lr=1e-4,
-    penalty_weight=10.0, critic_steps=1, noise_steps=1_000_000,
+    penalty_weight=10.0, critic_steps=1, noise_steps=1_000_000, eval_images=2020,
     log_every=200, sample_every=5000, save_every=5000, eval_every=15_000,
 )  # fmt: skip
 PROTOCOL = "R3: up to 2,000,000 steps on 98,937 images, against 2,020 held-out ones; KID x 1,000"
-SSIM = "MS-SSIM (generated, real)"
+SSIM = "MS-SSIM, 3 scales (generated, real)"
 
 # A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
 PRESETS = {
@@ -110,12 +110,6 @@ PRESETS = {
     ),
 }  # fmt: skip
 
-# Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "eval_every", "eval_images",
-}  # fmt: skip
-
 
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
@@ -142,10 +136,7 @@ def parse_args(argv=None):
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, MAY_CHANGE, argv)
-    args.lr_g = args.lr_g or args.lr
-    args.lr_d = args.lr_d or args.lr
-    return args, typed
+    return training.parse(parser, PRESETS, SCRIPT, argv)
 
 
 # ----------------------------------------------------------------------------------------- growth
@@ -591,7 +582,9 @@ def main(argv=None):
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
     check_growth(args, typed)
-    data, held_out = datasets.load_parts(args.data, args.size)
+    data, held_out = datasets.load_parts(
+        args.data, args.size, fit=args.fit, per_class=args.limit_per_class
+    )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.critic_steps)  # steps
     total = args.steps or args.epochs * per_epoch
@@ -623,8 +616,10 @@ def main(argv=None):
 
     # The paper's betas. Without momentum the critic follows a target that moves at every step.
     adam = functools.partial(torch.optim.Adam, betas=(0.0, 0.9), **training.adam_options(device))
-    opt_g = adam(generator.parameters(), args.lr_g)
-    opt_c = adam(critic.parameters(), args.lr_d)
+    lr_g = args.lr_g or args.lr
+    lr_d = args.lr_d or args.lr
+    opt_g = adam(generator.parameters(), lr_g)
+    opt_c = adam(critic.parameters(), lr_d)
 
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     networks = (generator, critic)
@@ -635,11 +630,14 @@ def main(argv=None):
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args.batch))
     ema_step = captured(functools.partial(training.update_ema, sampler, generator))
 
-    # Half of the held-out images is used to choose best.pt; the other half gives the final numbers.
+    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
+    eval_every = args.eval_every
+    if report and eval_every is None:
+        eval_every = max(100, total // 20)
     metrics = None
-    if args.eval_images and (args.eval_every or report):
-        reference = datasets.reference_images(args.data, args.size, held_out, args.eval_images)
+    if args.eval_images and (eval_every or report):
+        reference = datasets.reference_images(data, held_out, args.eval_images)
         metrics = training.tool("metrics")  # None where metrics.py is missing
     if metrics:
         weights, _ = metrics.usable_dims(args.dims, args.weights)
@@ -665,9 +663,10 @@ def main(argv=None):
                 alpha = training.scalar(alpha, device)
             sampler.stage = stage
             sampler.alpha = alpha
-            sigma = training.scalar(args.noise * max(0.0, 1 - run.step / args.noise_steps), device)
-            training.set_lr(opt_g, args.lr_g * args.lr_decay**run.step)
-            training.set_lr(opt_c, args.lr_d * args.lr_decay**run.step)
+            noise = args.noise * max(0.0, 1 - run.step / args.noise_steps)
+            sigma = training.scalar(noise, device)
+            training.set_lr(opt_g, lr_g * args.lr_decay**run.step)
+            training.set_lr(opt_c, lr_d * args.lr_decay**run.step)
             # tensors by position, constants by keyword: see training.captured
             for _ in range(args.critic_steps):
                 real, _ = next(batches)
@@ -683,18 +682,22 @@ def main(argv=None):
 
             last = run.step == total
             scores = {}
-            if metrics and args.eval_every and (last or run.every(args.eval_every)):
+            if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
-                fake = generate(sampler, args.eval_images, args.seed + 2)
-                # of the size of this stage; the real images are averaged down to it
+                fake = generate(sampler, len(reference.choose), args.seed + 2)
+                size = fake.shape[-1]  # of this stage; the real images are averaged down to it
                 scores = metrics.curve(reference.choose, fake, **measured)
-                run.keep_best(scores, fake.shape[-1])  # best.pt, if its FID is the lowest so far
+                run.keep_best(scores, size, reference.choose)  # best.pt, if its FID is lowest
             # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, args.eval_every, per_epoch):
+            if last or run.every(args.log_every, eval_every, per_epoch):
+                if args.noise > 0:
+                    scores["noise"] = noise
                 run.write_log(**scores)  # waits for the device; stops the run at NaN
             if last or run.every(sample_every):
                 draw(run, sampler, args.seed + 1, args.size)
                 run.write_weights()  # histograms of every layer
+            if run.every(args.keep_every):
+                run.keep("generator")  # kept/<step>.pt: weights to make images with later
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
@@ -702,11 +705,11 @@ def main(argv=None):
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest
         if metrics and report:  # first the numbers: a plot that fails must not lose them
-            fake = generate(sampler, args.eval_images, args.seed + 2)
+            fake = generate(sampler, len(reference.judge), args.seed + 2)
             values = metrics.evaluate(
                 reference.judge,
                 fake,
-                floor=reference.choose,
+                floor=reference.floor,
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )

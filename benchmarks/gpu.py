@@ -291,7 +291,7 @@ def train(setup, save, part):
         words += ["--eval-images", "0"]
     module = training.load_script(script)
     flags, _ = module.parse_args(words)
-    data = datasets.load(flags.data, flags.size)  # prepared before the clock starts
+    data = datasets.load(flags.data, flags.size, fit=flags.fit)  # prepared before the clock starts
     result = {"command": f"{script}.py --preset {preset} --data {name}", "images": len(data.images)}
     save(result)
     start = time.perf_counter()
@@ -343,7 +343,7 @@ def quality(setup, part, script, checkpoint):
     """
     flags = checkpoint["flags"]
     script, model = training.open_model(checkpoint, setup.device)
-    data, held_out = datasets.load_parts(flags["data"], flags["size"])
+    data, held_out = datasets.load_parts(flags["data"], flags["size"], fit=flags["fit"])
     count = image_count(setup)
     train_rows = datasets.shuffled(len(data.images), 0)
     real = data.images[train_rows[count : 2 * count]] if held_out is None else held_out.images

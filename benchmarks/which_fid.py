@@ -155,7 +155,8 @@ def main(argv=None):
     weights = inception.load_weights(args.weights)
     device, precision = training.pick_device()
     size = checkpoint["flags"]["size"]
-    data = datasets.load(args.real, size)
+    fit = checkpoint["flags"]["fit"]
+    data = datasets.load(args.real, size, fit=fit)
     if len(data.images) < 2 * n:
         count = len(data.images)
         raise InputError(f"'{args.real}' has {count} images: --images must be at most half of that")
@@ -173,7 +174,7 @@ def main(argv=None):
     print(f"| {n} generated against {n} real images, and | {name} |\n|---|---|", flush=True)
     count_rows(n, x, y)
     if data.held_out:
-        test = datasets.load(args.real, size, "test").images
+        test = datasets.load(args.real, size, "test", fit).images
         chosen = shuffled(len(test), 0)[:n]
         z = of(test[chosen].expand(-1, 3, -1, -1))
         words = f"{len(z)} real images that were held out of training, not {n} of training"

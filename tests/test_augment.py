@@ -13,6 +13,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from conftest import make_folder
 from PIL import Image
 from scipy import stats
 
@@ -96,6 +97,37 @@ def test_subsets_are_nested_and_even(data):
     assert not as_bytes(more.images) & as_bytes(load("x.npz", 16, "test").images)
     with pytest.raises(InputError, match="'red' of x has 30 training images, and 31"):
         augment.subset(train, 31)
+
+
+def test_a_subset_is_chosen_class_by_class(data):
+    train = load("x.npz", 16)
+    for seed in (0, 3):
+        rows = []
+        for label in range(3):
+            members = (train.labels == label).nonzero()[:, 0]
+            order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
+            rows += members[order[:4]].tolist()
+        few = augment.subset(train, 4, seed)
+        assert torch.equal(few.images, train.images[rows])
+        assert few.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_data_that_are_not_square(here):
+    """Both ways of holding images out take the fit."""
+    make_folder(here / "photos", [f"{c}/{i}.png" for c in "ab" for i in range(10)], size=(30, 20))
+    flags = ["--data", "photos", "--fit", "squash"]
+    args = augment.parse_args(flags)
+    args.size = 16
+    train, test = augment.labelled_data(args)
+    whole = load("photos", 16, fit="squash")
+    assert as_bytes(train.images) | as_bytes(test.images) == as_bytes(whole.images)
+    make_folder(here / "photos/test", ["a/x.png", "b/y.png"], size=(30, 20))
+    (here / "photos/train").mkdir()
+    for name in "ab":
+        (here / "photos" / name).rename(here / "photos/train" / name)
+    train, test = augment.labelled_data(args)
+    assert as_bytes(test.images) == as_bytes(load("photos", 16, "test", "squash").images)
+    assert len(train.images) == 20 and len(test.images) == 2
 
 
 def test_scores_against_counting():

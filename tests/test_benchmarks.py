@@ -57,7 +57,9 @@ def test_step(capsys, quick, monkeypatch):
     monkeypatch.setattr(step, "device_rate", lambda *_: 1e12)
     ratios = step.measure(step.parse_args([*TINY.split(), "1"]))
     out = capsys.readouterr().out
-    scripts = {path.stem for path in ROOT.glob("*.py") if "MAY_CHANGE" in path.read_text("utf-8")}
+    scripts = {
+        path.stem for path in ROOT.glob("*.py") if "\nPRESETS = {" in path.read_text("utf-8")
+    }
     assert list(ratios) == list(step.OURS) == list(step.TEXTBOOK) and set(ratios) == scripts
     assert out.count("round 1: textbook") == len(ratios)
     rows = {cells[0]: cells for cells in tables(out)}

@@ -257,8 +257,8 @@ def textbook(args):
     updates = 0
     for step in range(args.steps):
         sigma = args.noise * max(0, 1 - step / args.noise_steps)
-        opt_g.param_groups[0]["lr"] = args.lr_g * args.lr_decay**step
-        opt_d.param_groups[0]["lr"] = args.lr_d * args.lr_decay**step
+        opt_g.param_groups[0]["lr"] = (args.lr_g or args.lr) * args.lr_decay**step
+        opt_d.param_groups[0]["lr"] = (args.lr_d or args.lr) * args.lr_decay**step
 
         def seen(images, sigma=sigma):
             images = images.to(memory_format=torch.channels_last)  # the order of the noise
@@ -337,8 +337,11 @@ def test_training_is_the_algorithm_written_plainly(train, flags, monkeypatch):
     args, _ = cgan.parse_args(["--data=x", *flags])
     *losses, models = textbook(args)
     columns = ["step", "epoch", "seconds", "img_per_s", *losses[0]]
-    for row, wanted in zip(rows, losses, strict=True):
+    columns += ["noise"] if args.noise else []
+    for step, (row, wanted) in enumerate(zip(rows, losses, strict=True)):
         assert list(row) == columns
+        if args.noise:
+            assert float(row["noise"]) == max(0, args.noise * (1 - step / args.noise_steps))
         for name, value in wanted.items():
             assert float(row[name]) == pytest.approx(value, rel=1e-4, abs=1e-5)
     assert list(checkpoint["models"]) == list(models)[: 2 + (args.ema > 0)]
@@ -381,12 +384,12 @@ def test_presets_are_the_reports_settings():
         condition="auxiliary", d_norm="spectral", loss="hinge",
     )  # fmt: skip
     assert {name: getattr(args, name) for name in stated} == stated
-    assert args.lr_d < args.lr_g == args.lr
+    assert args.lr_d < args.lr and args.lr_g is None
     assert args.r1 > 0 and args.noise > 0 and args.g_steps != args.d_steps
 
 
 def test_what_the_final_numbers_are_of(train, monkeypatch):
-    """best.pt is chosen on one half of the held-out images, the numbers are of the other."""
+    """best.pt is chosen on half of the held-out images. The numbers of last.pt are of them all."""
     arrays = np.load("x.npz")
     np.savez("x.npz", **arrays, split=(np.arange(48) % 4 == 3).astype(int))
     results = {
@@ -404,21 +407,34 @@ def test_what_the_final_numbers_are_of(train, monkeypatch):
             return result
 
         monkeypatch.setattr(metrics, name, call)
-    flags = ["--preset=animals", "--steps=2", "--eval-every=2", "--eval-images=5"]
+    flags = ["--preset=animals", "--steps=2", "--eval-every=2", "--eval-images=100"]
     checkpoint, _ = train(*flags)
     model = cgan.load_model(checkpoint)
     choose, of_curve, _ = calls["curve"]
     judge, fake, more = calls["evaluate"]
-    assert torch.equal(more["floor"], choose)
-    halves = {image.numpy().tobytes() for image in torch.cat([choose, judge])}
-    held_out = {image.numpy().tobytes() for image in datasets.load("x.npz", 16, "test").images}
-    assert len(halves) == 10 and halves <= held_out
-    assert torch.equal(fake, of_curve) and torch.equal(fake, cgan.generate(model, 5, 2))
+    bytes_of = {
+        name: {image.numpy().tobytes() for image in images}
+        for name, images in {
+            "choose": choose,
+            "judge": judge,
+            "floor": more["floor"],
+            "training": datasets.load("x.npz", 16).images,
+            "held out": datasets.load("x.npz", 16, "test").images,
+        }.items()
+    }
+    assert len(choose) == 6 and bytes_of["choose"] < bytes_of["held out"]
+    assert len(judge) == len(fake) == 12 and bytes_of["judge"] == bytes_of["held out"]
+    assert len(more["floor"]) == 12 and bytes_of["floor"] < bytes_of["training"]
+    assert torch.equal(of_curve, cgan.generate(model, 6, 2))
+    assert torch.equal(fake, cgan.generate(model, 12, 2))
+    best = read_checkpoint("r/best.pt")
+    assert torch.equal(best["chosen_on"], datasets.image_hashes(choose))
+    assert "chosen_on" not in checkpoint
     train_data, test_data, many, asked, more = calls["conditional"]
     assert len(train_data.images) == 36 and len(test_data.images) == 12
     assert torch.equal(many, cgan.generate(model, len(many), 3))
     assert torch.equal(asked, cgan.asked_labels(model, len(many), 3))
-    assert more["eval_images"] == 5 and more["weights"] == "the weights"
+    assert more["eval_images"] == 100 and more["weights"] == "the weights"
     assert calls["write_result"][1] == ["evaluated", "obeyed"]
 
 
@@ -463,7 +479,7 @@ def generator():
 
 
 def images_of(generator, z, labels):
-    return cgan.to_images(generator, z, one_hot(torch.as_tensor(labels), 4)).int()
+    return training.to_images(generator, z, one_hot(torch.as_tensor(labels), 4)).int()
 
 
 def assert_close(ours, theirs):
@@ -489,7 +505,7 @@ def test_walks_between_classes_and_latents(generator):
         assert_close(walk[:, 0], images_of(generator, z, firsts))
         assert_close(walk[:, 2], images_of(generator, z, lasts))
         half = (one_hot(torch.tensor(firsts), 4) + one_hot(lasts, 4)) / 2
-        assert_close(walk[:, 1], cgan.to_images(generator, z, half).int())
+        assert_close(walk[:, 1], training.to_images(generator, z, half).int())
     for kind in ("spherical", "linear"):
         z = training.walks(5, 3, 5, kind, 1)
         rows = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 0, 0, 0]  # another class for each

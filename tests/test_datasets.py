@@ -254,21 +254,64 @@ def test_held_out_images_are_no_training_images(here):
         load_parts("x.npz", 8, 30)
 
 
-def test_reference_images_are_disjoint_halves(here):
+def test_reference_images(here):
+    """Half of the held-out images choose; all judge; other real images are the floor."""
+    train = numbered(50)._replace(images=numbered(100).images[50:], name="x")
     held_out = numbered(41)._replace(name="x")
-    reference = datasets.reference_images("", 8, held_out, 30)
-    choose, judge = numbers(reference.choose), numbers(reference.judge)
-    assert sorted(choose + judge) == list(range(41)) and choose != sorted(choose)
+    reference = datasets.reference_images(train, held_out, 50)
+    choose, judge, floor = map(numbers, reference[:3])
+    assert len(choose) == len(set(choose)) == 21 and set(choose) < set(judge)
+    assert sorted(judge) == list(range(41)) != judge
+    assert len(floor) == len(set(floor)) == 41 and min(floor) >= 50
     assert reference.words == "held-out images of x"
-    few = datasets.reference_images("", 8, held_out, 5)
-    assert numbers(few.choose) == choose[:5] and numbers(few.judge) == judge[:5]
-    np.savez("x.npz", images=numbered(50).images.numpy()[:, 0])
-    reference = datasets.reference_images("x.npz", 8, None, 10)
-    assert len(set(numbers(reference.choose) + numbers(reference.judge))) == 20
-    assert reference.words.startswith("training images (") and reference.words.endswith(" of x")
-    for data, count in ((numbered(3), 10), (numbered(50), 1)):
+    few = datasets.reference_images(train, held_out, 5)
+    assert numbers(few.choose) == choose[:5]
+    assert numbers(few.judge) == judge[:5] and numbers(few.floor) == floor[:5]
+    for data, count in ((numbered(2), 10), (numbered(50), 1)):
         with pytest.raises(InputError, match="needs 2 images on each side"):
-            datasets.reference_images("", 8, data, count)
+            datasets.reference_images(train, data, count)
+
+
+def test_reference_images_without_held_out_ones(here, monkeypatch):
+    monkeypatch.setattr(datasets, "test_rows", lambda count: torch.arange(0, count, 2)[:20])
+    reference = datasets.reference_images(numbered(50)._replace(name="x"), None, 100)
+    choose, judge, floor = map(numbers, reference[:3])
+    assert len(choose) == 10 and set(choose) < set(judge) == set(range(0, 40, 2))
+    assert len(floor) == 20 and not set(floor) & set(range(0, 40, 2))
+    assert reference.words == "training images (the data have no held-out split) of x"
+    # too few others: two halves, and those that choose are the floor of the others
+    reference = datasets.reference_images(numbered(39), None, 100)
+    assert numbers(reference.floor) == numbers(reference.choose)
+    both = numbers(reference.choose) + numbers(reference.judge)
+    assert sorted(both) == list(range(0, 39, 2))
+
+
+def test_the_fixed_part_that_stands_for_split_test(here):
+    np.savez("x.npz", images=numbered(50).images.numpy()[:, 0])
+    data = datasets.load("x.npz", 8)
+    test = datasets.load("x.npz", 8, "test")
+    assert torch.equal(test.images, data.images[datasets.test_rows(50)])
+    for count, size in ((1000, 1000), (3000, 2000), (30_000, 3000)):
+        rows = datasets.test_rows(count)
+        assert len(rows) == len(set(rows.tolist())) == size and rows.tolist() == sorted(rows)
+
+
+def test_hashes_are_of_the_content(here):
+    """Of each image by itself: whatever its place, its split, its copies, grey or equal colours."""
+    images = torch.arange(12 * 4 * 4).reshape(12, 1, 4, 4).byte()
+    images[5] = images[2]
+    hashes = datasets.image_hashes(images)
+    assert hashes.dtype == torch.int64 and hashes.shape == (12,)
+    same = hashes[:, None] == hashes
+    assert torch.equal(same, (images.flatten(1)[:, None] == images.flatten(1)).all(2))
+    order = torch.tensor([3, 0, 11, 5])
+    assert torch.equal(datasets.image_hashes(images[order]), hashes[order])
+    assert torch.equal(datasets.image_hashes(images.repeat(1, 3, 1, 1)), hashes)
+    color = images.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(datasets.image_hashes(color), hashes)
+    color[0, 2, 3, 3] += 1
+    assert (datasets.image_hashes(color) != hashes).tolist() == [True] + 11 * [False]
+    assert datasets.image_hashes(images[:0]).shape == (0,)
 
 
 def test_labels_that_a_conditional_model_needs():
@@ -308,6 +351,54 @@ def test_how_many_images_are_held_out_is_said(here):
     assert load_parts("s", 16)[0].note.endswith(", without 1 held-out ones")
     assert load_parts("t", 16, 2)[0].note.endswith(", without 2 held-out ones")
     assert load_parts("t", 16)[0].note.endswith(", none of them held out")
+
+
+def test_two_fits_lie_side_by_side(here, capsys):
+    """Each has files of its own. Damage to one is said, and the other is left alone."""
+    make_folder(here / "photos", ["cat/0.png", "dog/1.png"], size=(40, 20))
+    cropped = load("photos", 16)
+    [array] = here.glob("data/*.npy")
+    assert re.fullmatch(r"photos-[0-9a-f]{8}-16\.npy", array.name)  # as before there was --fit
+    before = array.stat()
+    squashed = load("photos", 16, fit="squash")
+    squashed = squashed._replace(images=squashed.images.clone())  # not mapped from the file
+    padded = load("photos", 16, "test", "pad")
+    names = {path.name for path in here.glob("data/*.npy")}
+    assert names == {f"{array.stem}{end}.npy" for end in ("", "-squash", "-pad")}
+    assert len({data.fingerprint for data in (cropped, squashed, padded)}) == 3
+    assert not torch.equal(squashed.images, cropped.images) and padded.images[:, :, :4].max() == 0
+    (here / f"data/{array.stem}-squash.npy").write_bytes(array.read_bytes()[:300])
+    capsys.readouterr()
+    again = load("photos", 16, fit="squash")
+    assert torch.equal(again.images, squashed.images) and again.fingerprint == squashed.fingerprint
+    said = capsys.readouterr().err
+    assert f"{array.stem}-squash.npy is damaged" in said.replace(os.sep, "/")
+    assert array.stat() == before and torch.equal(load("photos", 16).images, cropped.images)
+    datasets.main([])
+    assert f"{array.stem}-pad.npy, 2 images, 16x16x3" in capsys.readouterr().out
+    with pytest.raises(InputError, match="unknown fit 'Squash': use crop, squash, pad"):
+        load("photos", 16, fit="Squash")
+
+
+def test_fit_on_the_command_line(here, capsys):
+    make_folder(here / "photos", ["train/0.png", "train/1.png", "test/2.png"], size=(40, 20))
+    datasets.main("photos --size 16 --fit pad --split all --show p.png".split())
+    words = "3 of 3 images, resized and padded with black to 16x16 (bicubic, antialiased)"
+    out, err = capsys.readouterr()
+    assert out == "wrote p.png\n" and f"photos: {words}\n" in err
+    drawn = Image.open("p.png").convert("RGB")
+    assert np.asarray(drawn)[:4, :16].max() == 0 < np.asarray(drawn)[4:12, :16].min(2).max()
+    datasets.main("photos --size 16 --fit squash".split())
+    out = capsys.readouterr().out
+    assert "squashed to 16x16" in out and "2 images to train on, 1 held out" in out
+    assert not list(here.glob("data/*-16.npy"))  # nothing was cropped
+
+
+def test_shapes_are_drawn_whatever_the_fit():
+    cropped = load("shapes", 16, "test")
+    padded = load("shapes", 16, "test", "pad")
+    assert torch.equal(cropped.images, padded.images) and padded.note == "drawn at 16x16"
+    assert cropped.fingerprint == padded.fingerprint
 
 
 def test_a_folder_with_the_name_of_a_set(here, capsys):

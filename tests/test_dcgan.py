@@ -112,8 +112,8 @@ def textbook(args):
     drawn = 0
     losses = []
     for step in range(args.steps):
-        opt_g.param_groups[0]["lr"] = args.lr_g * args.lr_decay**step
-        opt_d.param_groups[0]["lr"] = args.lr_d * args.lr_decay**step
+        opt_g.param_groups[0]["lr"] = (args.lr_g or args.lr) * args.lr_decay**step
+        opt_d.param_groups[0]["lr"] = (args.lr_d or args.lr) * args.lr_decay**step
         sigma = max(args.noise * (args.noise_steps - step) / args.noise_steps, 0)
 
         def probability(images, sigma=sigma):
@@ -150,6 +150,8 @@ def textbook(args):
             for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
                 ours.copy_(theirs)
         losses.append({"loss_d_real": d_real, "loss_d_fake": d_fake, "loss_g": g_loss})
+        if args.noise:
+            losses[-1]["noise"] = torch.tensor(sigma)
     return losses, {"generator": generator, "discriminator": discriminator, "ema": average}
 
 
@@ -167,6 +169,7 @@ def test_training_is_the_textbook_loop(train, flags):
     args, rows, checkpoint = train(*flags.split(), "--lr=2e-3")
     losses, networks = textbook(args)
     for row, wanted in zip(rows, losses, strict=True):
+        assert list(row) == ["step", "epoch", "seconds", "img_per_s", *wanted]
         for name, value in wanted.items():
             assert float(row[name]) == pytest.approx(value.item(), rel=1e-3, abs=1e-4)
     assert ("ema" in checkpoint["models"]) == (args.ema > 0)

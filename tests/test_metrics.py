@@ -182,8 +182,6 @@ def test_kid_agrees_with_brute_force():
     rows, columns = metrics.draw_subsets(30, 20, 5, 15, 3)
     assert rows.shape == (5, 15) and all(len(set(row)) == 15 for row in (*rows, *columns))
     values = [brute_force_kid(x[i], y[j]) for i, j in zip(rows, columns, strict=True)]
-    for estimate in metrics.kid_from_whole_kernel, metrics.kid_of_each_subset:
-        assert estimate(x, y, rows, columns) == pytest.approx(values, rel=1e-9)
     ours = metrics.kid(x, y[:20], subsets=5, subset_size=15, seed=3)
     assert ours == pytest.approx((np.mean(values), np.std(values)), rel=1e-9)
 
@@ -331,7 +329,7 @@ def test_prdc_of_known_cases():
         metrics.prdc(x[:5], x)
 
 
-# --------------------------------------------------------------------------------------- MS-SSIM
+# ------------------------------------------------------------------------------ SSIM and MS-SSIM
 
 
 def related(n, size, channels=3, noise=60):
@@ -342,20 +340,12 @@ def related(n, size, channels=3, noise=60):
     return coarse.byte(), other.clamp(0, 255).byte()
 
 
-def ssim(a, b):
-    """The SSIM of pairs, from the parts of MS-SSIM: one level, with the luminance."""
-    size = metrics.windows(*a.shape[2:])[0]
-    [x] = metrics.levels(a, [size])
-    [y] = metrics.levels(b, [size])
-    return metrics.compare(x, y, size).mean(1)
-
-
 @pytest.mark.parametrize("channels, noise", [(3, 60), (1, 0)])
 def test_ssim_agrees_with_pytorch_msssim(channels, noise):
     theirs = pytest.importorskip("pytorch_msssim")
     for ours, their_function, size in (
-        (ssim, theirs.ssim, 192),
-        (ssim, theirs.ssim, 40),
+        (metrics.ssim, theirs.ssim, 192),
+        (metrics.ssim, theirs.ssim, 40),
         (metrics.ms_ssim, theirs.ms_ssim, 192),
     ):
         a, b = related(3, size, channels, noise)
@@ -366,7 +356,8 @@ def test_ssim_agrees_with_pytorch_msssim(channels, noise):
 
 def test_ssim_agrees_with_torchmetrics():
     """Its windows reach beyond the image by reflection. Of SSIM we take the positions inside; of
-    MS-SSIM it returns the mean over all, so we compare images so large that the rim hardly counts.
+    MS-SSIM with five scales it returns the mean over all, so we compare images so large that the
+    rim hardly counts.
     """
     theirs = pytest.importorskip("torchmetrics.functional.image")
     options = {"data_range": 255.0, "reduction": "none"}
@@ -374,11 +365,38 @@ def test_ssim_agrees_with_torchmetrics():
     measure = theirs.structural_similarity_index_measure
     _, maps = measure(a.double(), b.double(), **options, return_full_image=True)
     expected = maps[:, :, 5:-5, 5:-5].mean((1, 2, 3))
-    assert ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+    assert metrics.ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=1e-6)
     a, b = related(2, 512, 1, noise=30)
     measure = theirs.multiscale_structural_similarity_index_measure
     expected = measure(a.double(), b.double(), **options)
     assert metrics.ms_ssim(a, b).numpy() == pytest.approx(expected.numpy(), abs=2e-3)
+
+
+@pytest.mark.parametrize("height, width, channels", [(64, 64, 3), (44, 51, 3), (47, 100, 1)])
+def test_three_scales_are_those_of_torchmetrics(height, width, channels):
+    """Report R3's measure: exponents and mirrored rim as there, also for opposites and copies."""
+    theirs = pytest.importorskip("torchmetrics.functional.image")
+    a, b = (x[..., :height, :width] for x in related(4, 100, channels, noise=30))
+    a = torch.cat([a, a[:2]])
+    b = torch.cat([b, 255 - a[:1], a[1:2]])
+    expected = theirs.multiscale_structural_similarity_index_measure(
+        a.double(), b.double(), data_range=255.0, betas=(0.0448, 0.2856, 0.3001), reduction="none"
+    )
+    assert 0.1 < expected[:4].min() and expected[:4].max() < 0.99
+    ours = metrics.similarities(a, b)["ms-ssim-3"]
+    assert ours.numpy() == pytest.approx(expected.numpy(), abs=1e-6)
+
+
+def test_three_scales_only_where_torchmetrics_has_them():
+    theirs = pytest.importorskip("torchmetrics.functional.image")
+    a, b = related(2, 50)
+    for height, width in (43, 50), (50, 43), (16, 16):
+        x, y = (side[..., :height, :width] for side in (a, b))
+        with pytest.raises(ValueError, match="must be larger"):
+            theirs.multiscale_structural_similarity_index_measure(
+                x.double(), y.double(), data_range=255.0, betas=(0.0448, 0.2856, 0.3001)
+            )
+        assert list(metrics.similarities(x, y)) == ["ms-ssim", "ssim"]
 
 
 def brute_force_ssim(x, y, window):
@@ -430,13 +448,15 @@ SMALL = [
 
 
 @pytest.mark.parametrize("height, width, sizes", SMALL)
-def test_ms_ssim_of_small_images_agrees_with_brute_force(height, width, sizes):
+def test_small_images_agree_with_brute_force(height, width, sizes):
     a, b = (side[:, :, :height, :width] for side in related(1, max(height, width), 2, noise=30))
     assert metrics.windows(height, width) == sizes
     channels = [(x.double().numpy(), y.double().numpy()) for x, y in zip(a[0], b[0], strict=True)]
     expected = np.mean([brute_force_ms_ssim(x, y, sizes) for x, y in channels])
     assert 0.1 < expected < 0.999
     assert metrics.ms_ssim(a, b).item() == pytest.approx(expected, abs=1e-9)
+    expected = np.mean([brute_force_ssim(x, y, sizes[0])[1] for x, y in channels])
+    assert metrics.ssim(a, b).item() == pytest.approx(expected, abs=1e-9)
     assert metrics.windows(176, 500) == [11] * 5
 
 
@@ -446,28 +466,33 @@ def test_ms_ssim_closed_forms_and_symmetry(monkeypatch):
     assert torch.equal(metrics.ms_ssim(a, a), torch.ones(5, dtype=torch.float64))
     assert torch.allclose(whole, metrics.ms_ssim(b, a), rtol=1e-12)
     assert whole[3].item() == pytest.approx(metrics.ms_ssim(a[3:4], b[3:4]).item(), rel=1e-12)
-    assert ssim(a, 255 - a).max() < 0 and metrics.ms_ssim(a, 255 - a).max() == 0  # opposites
+    assert (
+        metrics.ssim(a, 255 - a).max() < 0 and metrics.ms_ssim(a, 255 - a).max() == 0
+    )  # opposites
     dark = torch.full((1, 3, 64, 64), 50).byte()
     bright = torch.full((1, 3, 64, 64), 200).byte()
     luminance = (2 * 50 * 200 + 6.5025) / (50**2 + 200**2 + 6.5025)  # all else is 1
-    assert ssim(dark, bright).item() == pytest.approx(luminance, rel=1e-12)
+    assert metrics.ssim(dark, bright).item() == pytest.approx(luminance, rel=1e-12)
     assert metrics.ms_ssim(dark, bright).item() == pytest.approx(luminance**0.1333, rel=1e-12)
     monkeypatch.setattr(metrics, "in_chunks", lambda images: images.split(2))
     assert torch.allclose(metrics.ms_ssim(a, b), whole, rtol=1e-12)
+    assert torch.equal(metrics.ssim(a, a), torch.ones(5, dtype=torch.float64))
 
 
-def test_mean_and_pair_ms_ssim(monkeypatch):
+def test_means_over_pairs(monkeypatch):
     a, b = related(6, 24)
     every = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in b], 1)  # (6, 6)
     among = torch.stack([metrics.ms_ssim(a, other.expand_as(a)) for other in a], 1)
-    mean, error = metrics.pair_ms_ssim(a, b, pairs=3000)
+    mean, error = metrics.pair_similarities(a, b, pairs=3000)["ms-ssim"]
     assert mean == pytest.approx(every.mean().item(), abs=4 * error)
     assert error == pytest.approx(every.std().item() / 3000**0.5, rel=0.1)
-    mean, error = metrics.pair_ms_ssim(a, pairs=3000)  # never an image with itself
+    mean, error = metrics.pair_similarities(a, pairs=3000)["ms-ssim"]  # no image with itself
     assert mean == pytest.approx((among.sum().item() - 6) / 30, abs=4 * error)
     assert mean < among.mean() - 4 * error
-    assert metrics.pair_ms_ssim(a) == metrics.pair_ms_ssim(a) != metrics.pair_ms_ssim(a, seed=1)
-    assert metrics.pair_ms_ssim(a[:1].repeat(4, 1, 1, 1)) == (1, 0)
+    one, again, other = (metrics.pair_similarities(a, seed=seed) for seed in (0, 0, 1))
+    assert one == again and all(one[name] != other[name] for name in ("ms-ssim", "ssim"))
+    copies = a[:1].repeat(4, 1, 1, 1)
+    assert metrics.pair_similarities(copies) == {"ms-ssim": (1, 0), "ssim": (1, 0)}
     for split in 100, 2:
         monkeypatch.setattr(metrics, "in_chunks", lambda images, n=split: images.split(n))
         means = metrics.mean_ms_ssim(a, b[:5])
@@ -477,13 +502,13 @@ def test_mean_and_pair_ms_ssim(monkeypatch):
 def test_ms_ssim_refuses_what_does_not_pair():
     a = images(3)
     for wrong in a.float(), a[0], a[:, :1], a[..., :8]:
-        for measure in metrics.ms_ssim, metrics.mean_ms_ssim:
+        for measure in metrics.ms_ssim, metrics.ssim, metrics.mean_ms_ssim:
             with pytest.raises(InputError, match="of one size"):
                 measure(a, wrong)
     with pytest.raises(InputError, match="as many"):
         metrics.ms_ssim(a, a[:2])
     with pytest.raises(InputError, match="at least 2"):
-        metrics.pair_ms_ssim(a[:1])
+        metrics.pair_similarities(a[:1])
 
 
 # ---------------------------------------------------------------------------------- autoencoders
@@ -600,7 +625,8 @@ def test_evaluate(small_weights):
     values = by_name(metrics.evaluate(real, fake, floor, **options))
     names = "FID-64 KID-64 collapse (features 64) FID-192 KID-192 collapse (features 192) "
     names += "precision-192 recall-192 density-192 coverage-192 MS-SSIM (generated, real) "
-    assert " ".join(values) == names + "MS-SSIM (among generated) collapse (pixels)"
+    names += "SSIM (generated, real) MS-SSIM (among generated) collapse (pixels)"
+    assert " ".join(values) == names  # too small for three scales
     for value in values.values():
         assert "10 dark images against 12 real images" in value["protocol"]
         assert value["protocol"].isascii()
@@ -622,14 +648,18 @@ def test_evaluate(small_weights):
     for name, share in metrics.prdc(x[192], y[192]).items():
         is_measured(f"{name}-192", [share], [among_real[name]])
     for name, pair in ("generated, real", (real, fake)), ("among generated", (fake,)):
-        ours = metrics.pair_ms_ssim(*pair, seed=3)
-        is_measured(f"MS-SSIM ({name})", ours, metrics.pair_ms_ssim(real, seed=3), "error")
+        ours = metrics.pair_similarities(*pair, seed=3)
+        of_real = metrics.pair_similarities(real, seed=3)
+        is_measured(f"MS-SSIM ({name})", ours["ms-ssim"], of_real["ms-ssim"], "error")
+        if name == "generated, real":
+            is_measured(f"SSIM ({name})", ours["ssim"], of_real["ssim"], "error")
     is_measured("collapse (pixels)", metrics.collapse(fake), metrics.collapse(real), "pairs")
     for name, words in {
         "FID-64": "another scale than the usual 2048-d FID",
         "KID-64": "subsets of 10, seed 3",
         "recall-192": "192-d FID Inception",
         "MS-SSIM (among generated)": "windows of 11 9 5 pixels",
+        "SSIM (generated, real)": "Gaussian window of 11 pixels",
     }.items():
         assert words in values[name]["protocol"]
 
@@ -639,12 +669,30 @@ def test_curve_is_what_evaluate_measures(small_weights):
     fake = images(10, seed=2)
     weights = metrics.load_weights(small_weights)
     row = metrics.curve(real, fake, (64, 192, 768), weights, "cpu", "real images")
-    assert list(row) == ["fid_64", "kid_64", "fid_192", "kid_192", "ms-ssim"]
+    assert list(row) == ["fid_64", "kid_64", "fid_192", "kid_192", "ms-ssim", "ssim"]
     values = metrics.evaluate(real, fake, dims=(64, 192), weights=weights)
     measured = {value["name"]: value["value"] for value in values}
     names = ["FID-64", "KID-64", "FID-192", "KID-192", "MS-SSIM (generated, real)"]
+    names.append("SSIM (generated, real)")
     assert list(row.values()) == [measured[name] for name in names]
-    assert list(metrics.curve(real[:, :1], fake, [], None)) == ["ms-ssim"]
+    assert list(metrics.curve(real[:, :1], fake, [], None)) == ["ms-ssim", "ssim"]
+
+
+def test_three_scales_in_curve_and_evaluate():
+    """Under the name that the presets of R3 put the report's number beside."""
+    real = related(12, 44)[0]
+    fake = related(10, 44)[1]
+    name = "MS-SSIM, 3 scales (generated, real)"
+    values = by_name(metrics.evaluate(real, fake, dims=(), seed=0))
+    assert list(values)[:2] == ["MS-SSIM (generated, real)", name]
+    ours = values[name]
+    row = metrics.curve(real, fake, [], None)
+    assert list(row) == ["ms-ssim", "ms-ssim-3", "ssim"] and row["ms-ssim-3"] == ours["value"]
+    among_real = metrics.pair_similarities(real, seed=0)["ms-ssim-3"]
+    assert (ours["real"], ours["real_error"]) == among_real and "TorchMetrics" in ours["protocol"]
+    report = training.load_script("wgan_gp").PRESETS["small-gan"]["report"]
+    line = metrics.table([ours], report).splitlines()[0]
+    assert line.startswith(f"{name} 0.") and line.endswith("(report: 0.1339)")
 
 
 def test_usable_dims(small_weights, capsys):
@@ -750,18 +798,27 @@ def test_format_value_and_table():
 
 
 def test_write_result(tmp_path, capsys):
-    preset = {"batch": 64, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    preset = {"batch": 64, "steps": 900, "report": {"FID": 110.56, "protocol": "2,020 images"}}
+    defaults = {"batch": 128, "steps": None, "epochs": 50, "ema": 0.0, "out": None}
     values = [{"name": "FID", "value": 3.25, "real": None, "protocol": "how"}]
     run = types.SimpleNamespace(path=tmp_path, step=5, weights_words=lambda: "plain weights")
-    for batch, changed in (64, ""), (32, "--batch 32"):
-        run.args = argparse.Namespace(preset="food", batch=batch)
+    for flags, changed, comparable in (
+        ({}, "", True),
+        ({"out": "elsewhere"}, "", True),
+        ({"batch": 32, "ema": 0.5}, "--batch=32 --ema=0.5", True),
+        ({"steps": 2}, "--steps=2", False),
+    ):
+        flags = defaults | {"preset": "food", "batch": 64, "steps": 900} | flags
+        run.args = argparse.Namespace(**flags, defaults=defaults)
         metrics.write_result(run, values, preset)
         result = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         expected = {"values": values, "report": preset["report"], "weights": "plain weights"}
-        assert result == {**expected, "changed": changed, "step": 5}
+        assert result == {**expected, "changed": changed, "comparable": comparable, "step": 5}
         out = capsys.readouterr().out
-        assert ("not quite the preset food: --batch 32" in out) == bool(changed)
-        assert "2,020 images" in out and "3.25    (report: 110.56)" in out
+        assert "3.25" in out
+        assert ("not quite the preset food: " + changed in out) == bool(changed)
+        assert ("(report: 110.56)" in out) == ("2,020 images" in out) == comparable
+        assert ("do not compare with the report's" in out) != comparable
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -847,8 +904,8 @@ def test_the_size_of_most_images_counts(here, monkeypatch):
     make_folder(folder, ["a.png"], size=(20, 20))
     (folder / "0.png").write_bytes(b"no image")
     sides = [metrics.Side("photos"), metrics.Side("shapes")]
-    assert metrics.common_size(None, sides) == 100
-    assert metrics.common_size(None, [metrics.Side("shapes")] * 2) == 64
+    assert metrics.common_size(sides) == 100
+    assert metrics.common_size([metrics.Side("shapes")] * 2) == 64
 
 
 def save_statistics(path, x, **other):
@@ -995,13 +1052,13 @@ def script(monkeypatch):
     return script
 
 
-def save(path, step, script="dcgan", classes="", trained_on=None, **flags):
+def save(path, step, script="dcgan", classes="", trained_on=None, fields=None, **flags):
     data = {"size": 16, "channels": 3, "classes": list(classes)}
     data["fingerprint"] = trained_on.fingerprint if trained_on else "0"
     checkpoint = {"format": 2, "script": script, "step": step, "data": data}
     path.parent.mkdir(exist_ok=True)
     flags = {"ema": 0.0, "size": 16, "seed": 0, **flags}
-    torch.save({**checkpoint, "flags": flags, "models": {}}, path)
+    torch.save({**checkpoint, "flags": flags, "models": {}, **(fields or {})}, path)
 
 
 def test_a_run_and_its_checkpoints(two_sets, here, run, script):
@@ -1083,6 +1140,83 @@ def test_the_class_of_a_conditional_model(tiny, run, script, monkeypatch):
     assert "class accuracy" not in out and "different classes" in err
 
 
+@pytest.fixture
+def photos(here):
+    """A folder of images that are not square, and x.npz with square ones."""
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(30)]
+    np.savez("x.npz", images=images(20, 16).permute(0, 2, 3, 1).numpy())
+    return make_folder(here / "photos", names, size=(24, 16))
+
+
+def test_real_images_become_square_as_those_of_the_model(photos, here, run, script, monkeypatch):
+    measured = []
+
+    def evaluate(real, fake, *_, real_words, fake_words, **__):
+        measured.extend([(real, real_words), (fake, fake_words)])
+        return []
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    squashed = datasets.load("photos", 16, fit="squash")
+    save(here / "r/last.pt", 7, trained_on=squashed, fit="squash")
+    save(here / "old/last.pt", 7, trained_on=datasets.load("photos", 16))  # without the flag
+    for line, fit in (
+        ("photos r", "squash"),
+        ("photos r --fit squash", "squash"),
+        ("photos old", "crop"),
+        ("r photos", "squash"),
+        ("photos photos --size 16", "crop"),
+        ("photos x.npz --size 16 --fit pad", "pad"),
+        ("x.npz photos --size 16 --fit pad", "pad"),
+    ):
+        measured.clear()
+        run(f"{line} --eval-images 10 --no-classes")
+        expected = datasets.load("photos", 16, fit=fit)
+        pixels = {bytes(image) for image in expected.images.numpy()}
+        of_photos = [(images, words) for images, words in measured if " photos " in words]
+        assert len(of_photos) == line.count("photos")
+        for images_of_one_side, words in of_photos:
+            assert {bytes(image) for image in images_of_one_side.numpy()} <= pixels
+            assert expected.note in words
+    for line in ("photos r --fit crop", "photos r old", "r old", "photos old --fit pad"):
+        with pytest.raises(InputError, match="--fit or the models disagree") as error:
+            run(f"{line} --eval-images 10")
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"--size or the models disagree \(16 and 32\)"):
+        run("photos r --size 32")
+
+
+def test_models_of_the_same_pixels_may_have_any_fit(photos, here, run, script):
+    """Their images were square, so there was nothing to crop or squash."""
+    for name, fit in (("a", "crop"), ("b", "squash")):
+        save(here / f"{name}/last.pt", 7, trained_on=datasets.load("x.npz", 16, fit=fit), fit=fit)
+    assert "B: b/last.pt" in run("x.npz a b --eval-images 8")[0]
+
+
+def test_own_values_are_of_images_that_the_vae_was_trained_on(photos, here, run, script):
+    """With --limit-per-class, not of any that it has never seen, with --hold-out, of those."""
+    seen = []
+
+    def own_values(model, data, samples=0):
+        seen.append(data)
+        mu = torch.randn(len(data.images), 4)
+        values = {"means": [4.0, 2.0, 6.0, 0.5], "mu": mu, "likelihood": "sigma"}
+        return {**values, "samples": samples, "importance_bound": None}
+
+    script.own_values = own_values
+    for fit, hold_out in (("squash", 0), ("crop", 10)):
+        data = datasets.load("photos", 16, fit=fit)
+        flags = {"fit": fit, "limit_per_class": 4, "hold_out": hold_out}
+        save(here / "r/last.pt", 7, "vae", "ab", data, **flags)
+        out, _ = run("photos r --eval-images 10")
+        train, held_out = datasets.load_parts("photos", 16, hold_out, fit, 4)
+        expected = train if held_out is None else held_out
+        drawn = {bytes(image) for image in seen[-1].images.numpy()}
+        assert drawn <= {bytes(image) for image in expected.images.numpy()}
+        assert len(drawn) == min(10, len(expected.images)) == (10 if hold_out else 8)
+        words = "10 held-out" if hold_out else "8 training (nothing is held out)"
+        assert f"{words} images of photos" in out
+
+
 def test_own_values_of_a_vae(tiny, run, script):
     """On the images that the script would take itself. --iwae goes to the script."""
     seen = []
@@ -1117,6 +1251,200 @@ def test_own_values_of_a_vae(tiny, run, script):
     np.savez("xy.npz", images=images(60, 16).permute(0, 2, 3, 1).numpy(), labels=np.arange(60) % 2)
     out, err = run("xy.npz r --eval-images 10")
     assert "bound (nats)" not in out and "its bound is left out" in err
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """What evaluate() was given, instead of its numbers: a list of (real, fake, floor)."""
+    calls = []
+
+    def evaluate(real, fake, floor, **_):
+        calls.append((real, fake, floor))
+        return [{"name": "FID-64", "value": 1.5, "real": None, "protocol": "how"}]
+
+    monkeypatch.setattr(metrics, "evaluate", evaluate)
+    return calls
+
+
+def save_pixels(name, pixels, **arrays):
+    np.savez(f"{name}.npz", images=pixels.permute(0, 2, 3, 1).numpy(), **arrays)
+
+
+def contents(*sets):
+    return [image.numpy().tobytes() for pixels in sets for image in pixels]
+
+
+def test_best_is_measured_on_images_that_did_not_choose_it(here, run, script, evaluated):
+    """In other orders, splits and numbers, too. All columns are measured on the same images."""
+    pixels = images(30, 16)
+    chosen = contents(pixels[:8])
+    fields = {"chosen_on": datasets.image_hashes(pixels[:8])}
+    save(here / "r/last.pt", 7)
+    save(here / "r/best.pt", 3, fields=fields)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    test = np.arange(30) % 2  # 4 of the 8, and 11 others
+    save_pixels("plain", pixels)
+    save_pixels("order", pixels[order])
+    save_pixels("split", pixels, split=test)
+    save_pixels("twice", torch.cat([pixels, pixels[:12]]))
+    for name, count, others in (("plain", 8, 22), ("order", 8, 22), ("split", 4, 11)):
+        out, err = run(f"{name}.npz r --eval-images 40 --size 16")
+        assert (
+            err.count(f"metrics.py: {count} images of {name} chose best.pt and are left out") == 1
+        )
+        assert "A: r/best.pt" in out and "B: r/last.pt" in out
+        for real, _, _ in evaluated:
+            assert len(real) == others and not set(contents(real)) & set(chosen)
+        assert len(evaluated) == 2 and torch.equal(evaluated[0][0], evaluated[1][0])
+        evaluated.clear()
+    _, err = run("twice.npz r/best.pt --eval-images 13 --size 16 --floor")
+    [(real, _, floor)] = evaluated
+    assert "16 images of twice" in err and len(real) == len(floor) == 13
+    assert not set(contents(real, floor)) & set(chosen)
+
+
+def test_last_is_measured_on_all_images(two_sets, here, run, script, evaluated):
+    """Also where best.pt is the same step, which is then left out itself, or is an older file."""
+    hashes = datasets.image_hashes(datasets.load("real.npz", 16, "all").images[:8])
+    save(here / "r/best.pt", 7, fields={"chosen_on": hashes})
+    save(here / "r/last.pt", 7)
+    save(here / "old/best.pt", 3)
+    for fake in "r", "r/last.pt", "old/best.pt":
+        _, err = run(f"real.npz {fake} --size 16")
+        assert "chose" not in err and len(evaluated.pop()[0]) == 20
+
+
+def test_the_images_that_chose_are_found_in_other_channels(here, run, script, evaluated):
+    grey = images(10, 16, 1)
+    coloured = images(2, 16, seed=1)  # one of these makes the whole set colour
+    save_pixels("grey", grey)
+    save_pixels("colour", torch.cat([grey.expand(-1, 3, -1, -1), coloured]))
+    hashes = datasets.image_hashes(datasets.load("grey.npz", 16, "all").images[:6])
+    save(here / "r/best.pt", 3, fields={"chosen_on": hashes})
+    _, err = run("colour.npz r/best.pt --size 16")
+    [(real, _, _)] = evaluated
+    assert real.shape == (6, 3, 16, 16) and "6 images of colour chose best.pt" in err
+
+
+def test_own_and_class_values_leave_out_what_chose_best(tiny, run, script, evaluated, monkeypatch):
+    seen = {}
+
+    def conditional(train, held_out, *_, **__):
+        seen["class"] = contents(train.images)
+        return []
+
+    def own_values(model, data, samples=0):
+        seen["own"] = contents(data.images)
+        values = {"means": [4.0, 2.0, 6.0, 0.5], "mu": torch.randn(len(data.images), 4)}
+        return {**values, "likelihood": "sigma", "samples": 0, "importance_bound": None}
+
+    monkeypatch.setattr(metrics, "conditional", conditional)
+    script.asked_labels = lambda model, n, seed=0: torch.arange(n) % 3
+    script.own_values = own_values
+    data = datasets.load("tiny.npz", 16)
+    _, held_out = datasets.load_parts("tiny.npz", 16, 30)
+    chosen = held_out.images[::2]
+    fields = {"chosen_on": datasets.image_hashes(chosen)}
+    save(tiny / "r/best.pt", 7, "vae", "abc", data, fields, hold_out=30)
+    _, err = run("tiny.npz r --eval-images 100")
+    assert sorted(seen["own"]) == sorted(contents(held_out.images[1::2]))
+    assert len(seen["class"]) == 85 and not set(seen["class"]) & set(contents(chosen))
+    assert err.count("15 images of tiny chose best.pt and are left out") == 1
+
+
+def test_when_all_images_chose_best(two_sets, here, run, script, evaluated):
+    hashes = datasets.image_hashes(datasets.load("real.npz", 16, "all").images)
+    save(here / "r/best.pt", 3, fields={"chosen_on": hashes})
+    with pytest.raises(InputError, match="all 20 images of real chose best.pt: measure last.pt"):
+        run("real.npz r --size 16")
+    save_statistics("x.npz", samples(300, 64))
+    _, err = run("x.npz r --eval-images 4")
+    assert "x.npz holds no images: some behind it may have chosen best.pt" in err
+    assert not evaluated
+
+
+@pytest.mark.parametrize(
+    "wrong", [[1, 2], None, 7, "all", torch.zeros(3), torch.zeros(3, dtype=torch.int32)]
+)
+def test_damaged_hashes_are_one_line(two_sets, here, run, script, wrong):
+    save(here / "r/best.pt", 3, fields={"chosen_on": wrong})
+    with pytest.raises(InputError, match="its chosen_on makes no sense") as error:
+        run("real.npz r")
+    assert "\n" not in str(error.value)
+
+
+def results_in(folder):
+    """The files of results in a run directory: {name: what they hold}."""
+    files = folder.glob("metrics-*.json")
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def test_results_are_written_into_the_run(two_sets, here, run, script):
+    for name, step in ("best.pt", 3), ("last.pt", 7), ("kept/000005.pt", 5):
+        (here / "r" / name).parent.mkdir(parents=True, exist_ok=True)
+        save(here / "r" / name, step)
+    save(here / "elsewhere/last.pt", 9)  # no run directory: no args.json
+    (here / "r/args.json").write_text("{}")
+    line = "real.npz r r/kept/000005.pt fake.npz elsewhere --size 16 --eval-images 8 --json"
+    out, _ = run(line)
+    printed = {fake["fake"]: fake["values"] for fake in json.loads(out)["fakes"]}
+    results = results_in(here / "r")
+    assert len(printed) == 5 and len(results) == 3 and not results_in(here / "elsewhere")
+    for name, file, step in (
+        ("metrics-best-real.json", "best.pt", 3),
+        ("metrics-last-real.json", "last.pt", 7),
+        ("metrics-000005-real.json", "kept/000005.pt", 5),
+    ):
+        weights = f"plain weights at step {step}"
+        expected = {"real": "real", "checkpoint": file.split("/")[-1], "step": step, "size": 16}
+        expected |= {"weights": weights, "images": 8, "values": printed[f"r/{file}"]}
+        assert results[name] == expected
+        assert f"images by dcgan, {weights}" in results[name]["values"][0]["protocol"]
+    out, _ = run("real.npz r --size 16 --eval-images 8")
+    assert "8 images of the column against 8 images of real" in out  # in a table of columns
+    assert results_in(here / "r") == results
+
+
+def test_results_lie_in_the_run_from_within_it(two_sets, here, run, script, evaluated, monkeypatch):
+    (here / "r/kept").mkdir(parents=True)
+    save(here / "r/kept/7.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    monkeypatch.chdir(here / "r/kept")
+    run("../../real.npz 7.pt --size 16")
+    assert list(results_in(here / "r")) == ["metrics-7-real.json"]
+    (here / "r/kept/args.json").write_text("{}")  # a run directory of this name
+    run("../../real.npz 7.pt --size 16")
+    assert list(results_in(here / "r/kept")) == ["metrics-7-real.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names that Windows refuses")
+def test_results_of_real_images_with_a_hostile_name(two_sets, here, run, script, evaluated):
+    """The file's name is safe for every system; the data's name is inside."""
+    save(here / "r/last.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    for name in 'a:b*c?"<>|', "new\nline\x1b[31m", "x" * 200, "日本語" * 20, "..":
+        os.rename("real.npz", f"{name}.npz")
+        metrics.main([f"{name}.npz", "r", "--size", "16"])
+        os.rename(f"{name}.npz", "real.npz")
+    results = results_in(here / "r")
+    assert len(results) == 5
+    for name, result in results.items():
+        assert len(name.encode()) < 240 and not set(name) & set('/\\:*?"<>|\n\x1b')
+        assert result["values"][0]["value"] == 1.5
+    assert 'a:b*c?"<>|' in [result["real"] for result in results.values()]
+
+
+def test_results_that_cannot_be_written(two_sets, here, run, script, evaluated):
+    """The numbers are printed all the same; one line says that they are not in the run."""
+    save(here / "r/last.pt", 7)
+    (here / "r/args.json").write_text("{}")
+    (here / "r/metrics-last-real.json").mkdir()
+    out, err = run("real.npz r --size 16 --eval-images 8")
+    assert "FID-64" in out and "1.5" in out
+    assert err.count("\n") == 1 and "metrics-last-real.json" in err
+    assert {path.name for path in (here / "r").iterdir()} == {
+        "last.pt", "args.json", "metrics-last-real.json"
+    }  # fmt: skip
 
 
 BAD = """

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, program
+from conftest import ROOT, make_folder, program
 from PIL import Image
 
 import datasets
@@ -236,17 +236,18 @@ def test_resume_drops_the_histograms_after_the_checkpoint(trained, tiny):
     assert text.startswith(before) and len(lines) == len(set(lines)) == 1 + 4 * 6
 
 
-def figure_of(run, monkeypatch):
-    """The matplotlib figure of weights.png."""
-    figures = []
-    figure_png = report.figure_png
-    monkeypatch.setattr(report, "figure_png", lambda f: figures.append(f) or figure_png(f))
-    report.draw_weights(run, report.read_run(run))
-    return figures[0]
+@pytest.fixture
+def figures(monkeypatch):
+    """The matplotlib figures instead of their pictures, the last one last."""
+    made = []
+    monkeypatch.setattr(report, "figure_png", made.append)
+    return made
 
 
-def test_one_panel_for_each_layer(whole, monkeypatch):
-    figure = figure_of(whole, monkeypatch)
+def test_one_panel_for_each_layer(whole, figures):
+    report.draw_weights(whole, report.read_run(whole))
+    (figure,) = figures
+    figure.draw_without_rendering()  # places its panels
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["generator a", "generator b", "discriminator a"]
     first, _, third = (axis.get_position() for axis in figure.axes)
@@ -261,12 +262,217 @@ def test_one_panel_for_each_layer(whole, monkeypatch):
     assert len(words) == 8 and words[0] == "step 0" and words[-1] == "step 100"
 
 
-def test_few_steps_and_equal_weights_are_drawn(whole, monkeypatch):
+def test_few_steps_and_equal_weights_are_drawn(whole, figures):
     counts = "12" + " 0" * 49
     lines = ["step,network,layer,low,high,counts", f"0,vae,a.weight,0.5,0.5,{counts}"]
     lines += [f"0,vae,b.weight,0,1,{counts}", "9,vae,a.weight,0,1,3 4", "9,vae"]  # then kill -9
     (whole / "weights.csv").write_text("\n".join(lines))
-    assert [len(axis.lines) for axis in figure_of(whole, monkeypatch).axes] == [0, 1]
+    report.draw_weights(whole, report.read_run(whole))
+    assert [len(axis.lines) for axis in figures[0].axes] == [0, 1]
+
+
+LOG = """step,epoch,seconds,img_per_s,loss_g,noise,fid_768,fid_2048,kid_768,ms-ssim,ms-ssim-3,ssim
+10,1,60,9,3,0.5,,,,,,
+20,2,120,9,2,0.25,4,80,0.02,0.06,0.12,0.2
+30,3,240,9,1,0,3,90,0.01,0.05,0.11,0.3
+40,4,300,9,1,0,5,95,0.03,0.07,nan,0.4
+"""
+PANELS = {  # y label: x, y
+    "loss": ([10, 20, 30, 40], [3, 2, 1, 1]),
+    "noise": ([10, 20, 30, 40], [0.5, 0.25, 0, 0]),
+    "FID-768": ([20, 30, 40], [4, 3, 5]),
+    "FID": ([20, 30, 40], [80, 90, 95]),
+    "KID-768 x 10^3": ([20, 30, 40], [20, 10, 30]),
+    "MS-SSIM": ([20, 30, 40], [0.06, 0.05, 0.07]),
+    "MS-SSIM, 3 scales": ([20, 30], [0.12, 0.11]),
+    "SSIM": ([20, 30, 40], [0.2, 0.3, 0.4]),
+}
+
+
+def curve(line):
+    return [np.round(values, 9).tolist() for values in line.get_data()]
+
+
+def test_every_metric_has_a_panel_of_its_own(whole, figures):
+    """Two FIDs and two MS-SSIMs are on different scales."""
+    (whole / "log.csv").write_text(LOG)
+    report.draw_losses(whole, report.read_run(whole))
+    (figure,) = figures
+    assert [axis.get_ylabel() for axis in figure.axes] == list(PANELS)
+    for axis, (steps, values) in zip(figure.axes, PANELS.values(), strict=True):
+        assert [steps, values] in map(curve, axis.lines)
+
+
+@pytest.mark.parametrize(
+    "best, panel, step, value",
+    [(None, "FID", 20, 80), (30, "FID", 30, 90), (b"damaged", "FID", 20, 80), (50, "FID", 20, 80)],
+)  # fmt: skip
+def test_the_best_step_is_marked(whole, figures, best, panel, step, value):
+    """That of best.pt, which in a growing model is not the lowest; else the lowest FID."""
+    (whole / "log.csv").write_text(LOG)
+    if isinstance(best, int):
+        state = training.read_checkpoint(whole)
+        torch.save({**state, "step": best}, whole / "best.pt")
+    elif best:
+        (whole / "best.pt").write_bytes(best)
+    report.draw_losses(whole, report.read_run(whole))
+    rings = {}
+    for axis in figures[0].axes:
+        for line in axis.lines:
+            if line.get_fillstyle() == "none":
+                rings[axis.get_ylabel()] = curve(line)
+                words = [text.get_text() for text in axis.get_legend().get_texts()]
+                assert f"best: step {step}, {value:.2f}" in words
+    assert rings == {panel: [[step], [value]]}
+
+
+def test_the_ring_of_a_long_run_is_inside_its_panel(whole, figures):
+    """Of many FIDs the lowest and the highest are cut off, but not the best."""
+    lines = ["step,loss_g,fid_768"]
+    lines += [
+        f"{step},1,{2 if step == 12_345 else 50 + step % 7}" for step in range(45, 20_000, 50)
+    ]
+    (whole / "log.csv").write_text("\n".join(lines) + "\n")
+    report.draw_losses(whole, report.read_run(whole))
+    axis = figures[0].axes[1]
+    assert axis.get_ylim()[0] < 2
+    words = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert "best: step 12,345, 2.00" in words
+
+
+def test_colors_differ_for_everybody():
+    """Simulated color blindness (Machado et al. 2009, doi.org/10.1109/TVCG.2009.113, severity 1):
+    any two colors are 25 or more apart in CIELAB, where 2 can just be seen."""
+    kinds = {
+        "none": np.eye(3),
+        "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+        "deutan": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+        "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9309, 0.1476], [0.0047, 0.6914, 0.3039]],
+    }
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    srgb = np.array(
+        [[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in report.LINES]
+    )
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    for matrix in kinds.values():
+        t = (linear @ np.transpose(matrix)).clip(0, 1) @ to_xyz.T / to_xyz.sum(1)
+        x, y, z = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116).T
+        lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+        distances = np.linalg.norm(lab[:, None] - lab, axis=2)
+        assert distances[~np.eye(len(lab), dtype=bool)].min() > 25
+    assert len({(color, style) for style in report.STYLES for color in report.LINES}) == 16
+
+
+# ------------------------------------------------------------------------------ comparison-*.png
+
+
+def overlaid(figures, logs):
+    """Draw the overlays of logs, {name: text of log.csv}, as {figure: matplotlib figure}."""
+    result = {}
+    for kind, columns in report.overlay_columns([log for _, log in logs]).items():
+        report.draw_overlay(kind, columns, logs)
+        result[kind] = figures[-1]
+    return result
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """logs(name=text, ...) -> [(name, columns)] as report.py reads them from a log.csv."""
+
+    def read(**texts):
+        result = []
+        for index, (name, text) in enumerate(texts.items()):
+            folder = tmp_path / f"log-{index}"
+            folder.mkdir()
+            (folder / "log.csv").write_text(text)
+            result.append((name, report.read_columns(folder)))
+        return result
+
+    return read
+
+
+def test_curves_of_two_runs(figures, logs):
+    """Everything that either run has, over steps and over minutes, in the same color."""
+    other = "step,epoch,seconds,img_per_s,loss_critic,fid_768,fid_2048\n5,1,30,9,7,6,\n"
+    made = overlaid(figures, logs(one=LOG, other=other))
+    rows = {}
+    for kind, figure in made.items():
+        panels = figure.axes
+        rows[kind] = [axis.get_ylabel() for axis in panels[::2]]
+        assert [axis.get_xlabel() for axis in panels[-2:]] == ["step", "minutes of training"]
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        has_both = kind in ("losses", "FID")
+        assert texts == ["one", "other" if has_both else "other (not measured)"]
+        handles = figure.legends[0].legend_handles
+        for axis in panels:
+            for line in axis.lines:
+                handle = handles[["one", "other"].index(line.get_label())]
+                assert line.get_color() == handle.get_color()
+    assert rows == {
+        "losses": ["g", "critic"],  # no noise
+        "FID": ["FID-768", "FID"],
+        "KID": ["KID-768 x 10^3"],
+        "MS-SSIM": ["MS-SSIM", "MS-SSIM, 3 scales"],
+        "SSIM": ["SSIM"],
+    }
+    minutes = {10: 1, 20: 2, 30: 4, 40: 5}
+    for kind in ("FID", "KID", "MS-SSIM", "SSIM"):
+        axes = made[kind].axes
+        for left, right in zip(axes[::2], axes[1::2], strict=True):
+            steps, values = PANELS[left.get_ylabel()]
+            assert curve(left.lines[0]) == [steps, values]
+            assert curve(right.lines[0]) == [[minutes[step] for step in steps], values]
+            assert left.get_ylim() == right.get_ylim()
+    left, right = made["FID"].axes[:2]
+    assert curve(left.lines[1]) == [[5], [6]] and curve(right.lines[1]) == [[0.5], [6]]
+    assert len(made["FID"].axes[2].lines) == 1  # the other run has no FID of 2048 features
+
+
+def test_eight_runs_differ(figures, logs):
+    text = "step,seconds,loss\n1,1,2\n2,2,1\n"
+    figure = overlaid(figures, logs(**{f"run{i}": text for i in range(8)}))["losses"]
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(set(looks)) == 8 and len({color for color, _ in looks[:4]}) == 4
+    assert {style for _, style in looks[:4]} == {"-"}
+
+
+def test_long_curves_are_running_means(figures, logs):
+    values = np.random.default_rng(0).normal(size=400)
+    rows = [f"{i + 1},{i + 1},{value}" for i, value in enumerate(values)]
+    text = "\n".join(["step,seconds,loss", *rows, ""])
+    figure = overlaid(figures, logs(one=text, two="step,loss\n7,1\n"))["losses"]
+    pale, mean = figure.axes[0].lines[:2]
+    assert np.allclose(pale.get_ydata(), values) and pale.get_alpha() < 0.5
+    assert np.isclose(mean.get_ydata()[200], values[195:205].mean())  # a fortieth of the rows
+    assert len(figure.axes[1].lines) == 2  # the second run has no column `seconds`
+
+
+@pytest.mark.parametrize("last, scale", [(15, "linear"), (10_000, "log")])
+def test_a_run_that_is_far_shorter(figures, logs, last, scale):
+    """On a straight axis, a run of a thousandth of the steps would be a dot at its edge."""
+    text = f"step,seconds,loss\n1,1,2\n{last},{last},1\n"
+    figure = overlaid(figures, logs(long=text, one_row="step,seconds,loss\n10,10,2\n"))["losses"]
+    assert [axis.get_xscale() for axis in figure.axes] == [scale, scale]
+    words = " (logarithmic)" if scale == "log" else ""
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        f"step{words}",
+        f"minutes of training{words}",
+    ]
+
+
+def test_names_of_runs_are_drawn_as_they_are(figures, logs):
+    named = ["$\\frac{a$", "_hidden", "a<b&c", "x" * 60]
+    columns = logs(**{f"run{i}": "step,seconds,loss\n1,1,2\n" for i in range(4)})
+    runs = [(name, log) for name, (_, log) in zip(named, columns, strict=True)]
+    figure = overlaid(figures, runs)["losses"]
+    figure.draw_without_rendering()
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text() for text in texts] == named
+    assert not any(text.get_parse_math() for text in texts)
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
 
 
 # ------------------------------------------------------------------------------------- extremes.png
@@ -318,6 +524,73 @@ def test_extremes_of_a_model_that_still_grows(whole, scored):
     assert "averaged down to 8x8" in scored["caption"]
 
 
+@pytest.fixture
+def kept(whole):
+    """kept(*steps) fills kept/ of the run, whose last.pt is of step 100."""
+
+    def fill(*steps):
+        (whole / "kept").mkdir()
+        state = training.read_checkpoint(whole)
+        for step in steps:
+            torch.save({**state, "step": step}, whole / "kept" / f"{step:06d}.pt")
+        return whole
+
+    return fill
+
+
+def test_extremes_of_kept_checkpoints(kept, scored, capsys):
+    """Two rows for each of six of them, evenly spread, and for the best one."""
+    run = kept(*range(5, 100, 5))
+    (run / "kept" / "notes.txt").write_text("not a checkpoint")
+    report.draw_extremes(run, report.read_run(run))
+    assert capsys.readouterr().err == ""
+    stages = [label.removesuffix(", best") for label, _ in scored["rows"][::3]]
+    assert stages == [f"step {step}" for step in (5, 25, 40, 60, 75, 95, 100)]  # of 5, 10 ... 95
+    assert [label for label, _ in scored["rows"][1::3]] == [f"{stage}, worst" for stage in stages]
+    assert set(scored["rows"][2::3]) == {(None, None)}
+    image_of = {7 * i % 200: i for i in range(200)}  # score -> image, in every stage
+    for _, picture in scored["rows"][::3]:
+        row = np.asarray(picture)[64, 64 :: 8 * (SIZE + 2), 0]
+        assert row.tolist() == [image_of[rank] for rank in range(199, 191, -1)]
+    assert "6 of 19 checkpoints in kept/" in scored["caption"]
+    assert "last.pt: plain weights at step 100" in scored["caption"]
+
+
+def test_extremes_where_the_best_checkpoint_is_kept(kept, scored):
+    run = kept(50, 100)
+    report.draw_extremes(run, report.read_run(run))
+    assert [label for label, _ in scored["rows"]] == [
+        "step 50, best", "step 50, worst", None, "step 100, best", "step 100, worst",
+    ]  # fmt: skip
+
+
+def test_extremes_of_stages_that_grow(kept, scored, monkeypatch):
+    """Early images are smaller: their pixels are repeated, and real images averaged down."""
+
+    def generate(model, n, seed):
+        made.append(SIZE // 2 if len(made) % 2 else SIZE)  # the best checkpoint is the first
+        values = torch.arange(n, dtype=torch.uint8)[:, None, None, None]
+        return values.expand(n, 3, made[-1], made[-1])
+
+    made = []
+    monkeypatch.setattr(dcgan, "generate", generate)
+    run = kept(50)
+    report.draw_extremes(run, report.read_run(run))
+    assert made == [SIZE, SIZE // 2]
+    early, late = scored["rows"][0][1], scored["rows"][3][1]
+    assert early.size == late.size and early.tobytes() == late.tobytes()
+    lines = scored["caption"].splitlines()
+    assert sum("mean MS-SSIM" in line for line in lines) == 2
+    assert sum("averaged down to 8x8" in line for line in lines) == 1
+
+
+def test_a_damaged_kept_checkpoint(kept, scored):
+    run = kept(50)
+    (run / "kept" / "000060.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match="000060.pt' is damaged"):
+        report.draw_extremes(run, report.read_run(run))
+
+
 def test_extremes_of_data_without_a_split(tiny, scored):
     """The caption says that they are training images; or they are what the run held out."""
     run = make_run(tiny / "run", checkpoint=True)
@@ -331,6 +604,31 @@ def test_extremes_of_data_without_a_split(tiny, scored):
     assert "9 random held-out images of tiny" in scored["caption"]
     held_out = datasets.load_parts("tiny.npz", SIZE, 9)[1].images
     assert sorted(map(bytes, scored["real"].numpy())) == sorted(map(bytes, held_out.numpy()))
+
+
+@pytest.mark.parametrize("hold_out", [0, 5])
+def test_extremes_of_a_run_on_a_part_of_its_data(tmp_path, monkeypatch, scored, hold_out):
+    """Real images are made square as for the run. Training images are those it was trained on."""
+    monkeypatch.chdir(tmp_path)
+    make_folder(
+        tmp_path / "photos", [f"{c}/{i}.png" for c in "ab" for i in range(9)], size=(24, 16)
+    )
+    run = make_run(tmp_path / "run", checkpoint=True)
+    args = report.read_run(run)
+    flags = {"fit": "squash", "limit_per_class": 3, "hold_out": hold_out}
+    args["flags"] |= {"data": "photos", **flags}
+    args["data"]["fingerprint"] = datasets.load("photos", SIZE, fit="squash").fingerprint
+    report.draw_extremes(run, args)
+    train, held_out = datasets.load_parts("photos", SIZE, hold_out, "squash", 3)
+    expected = (held_out or train).images.numpy()
+    assert sorted(map(bytes, scored["real"].numpy())) == sorted(map(bytes, expected))
+    words = "5 random held-out images" if hold_out else "6 random training images (nothing is"
+    assert words in scored["caption"]
+    del args["flags"]["fit"], args["flags"]["limit_per_class"]  # of an older run: cropped
+    args["data"]["fingerprint"] = datasets.load("photos", SIZE).fingerprint
+    report.draw_extremes(run, args)
+    cropped = {bytes(image) for image in datasets.load("photos", SIZE).images.numpy()}
+    assert {bytes(image) for image in scored["real"].numpy()} <= cropped
 
 
 @pytest.mark.parametrize(
@@ -449,15 +747,107 @@ def test_comparison(two_runs):
     fid = next(value for value in measured if value["name"] == "FID-64")
     expected = [metrics.format_value(fid), "-", metrics.format_value(fid, "real")]
     assert table["FID-64"] == expected and f"- FID-64 of r: {fid['protocol']}" in text
-    assert table["FID"][:2] == ["not measured (report: 132.7)", "-"]
+    assert table["FID"][:2] == ["not measured", "-"]
     (note,) = (line for line in text.splitlines() if line.startswith("- the report of r:"))
-    protocol = dcgan.PRESETS["cats"]["report"]["protocol"]
-    assert note.startswith(f"- the report of r: {protocol}; this run is not quite that preset: ")
-    assert "--batch 8" in note and "--data tiny.npz" in note
+    left_out = "the report's numbers are left out: this run is not quite that preset: "
+    assert note.startswith(f"- the report of r: {left_out}")
+    assert "--batch=8" in note and "--data=tiny.npz" in note and "132.7" not in text
+    row = list(log["step"]).index(step)
+    for title, column, unit in (("KID-64 x 10^3", "kid_64", 1e3), ("MS-SSIM", "ms-ssim", 1)):
+        shown, other, _ = table[f"{title} at that step"]
+        assert math.isclose(float(shown), unit * log[column][row], rel_tol=1e-3) and other == "-"
     assert "<td>model</td><td>dcgan --preset cats</td><td>wgan_gp</td>" in page
     assert "<th>&lt;|&gt;</th>" in page
     # the last samples of each run, since there are no plots here
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 2
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """compared(*folders): the rows of the table as {what: cells}, and the notes, without training:
+    the runs of make_run have no optimizers."""
+    monkeypatch.setattr(report, "facts", lambda *_: {"model": "dcgan"})
+
+    def compare(*folders):
+        rows, notes = report.comparison_table(folders, [folder.name for folder in folders])
+        return {what: cells for what, *cells in rows}, notes
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    "more, left_out",
+    [({}, False), ({"changed": "--steps 200"}, True),
+     ({"changed": "--log-every 7", "comparable": True}, False),
+     ({"changed": "--steps 200", "comparable": False}, True)],
+)  # fmt: skip
+def test_the_number_of_a_report_stands_only_beside_its_like(whole, compared, more, left_out):
+    values = [
+        {"name": "FID", "value": 140.5, "real": 20.25, "protocol": "ours"},
+        {"name": "KID", "value": None, "reason": "no weights"},
+    ]
+    theirs = {"FID": 132.7, "KID": 0.5, "protocol": "theirs"}
+    result = {"values": values, "report": theirs, "step": 100, **more}
+    (whole / "metrics.json").write_text(json.dumps(result))
+    table, notes = compared(whole)
+    words = f"this run is not quite that preset: {more.get('changed')}"
+    if left_out:
+        assert table["FID"] == ["140.50", "20.25"] and table["KID x 10^3"][0] == "not measured"
+        assert f"the report: the report's numbers are left out: {words}" in notes
+    else:
+        assert table["FID"] == ["140.50 (report: 132.7)", "20.25"]
+        assert table["KID x 10^3"][0] == "not measured (report: 0.5)"
+        assert f"the report: theirs; {words}" if more else "the report: theirs" in notes
+    assert "FID: ours" in notes
+
+
+MEASURED = {
+    "real": "food64", "checkpoint": "best.pt", "step": 40, "weights": "plain weights at step 40",
+    "size": 16, "images": 60,
+    "values": [
+        {"name": "FID-768", "value": 31.25, "real": 1.5, "protocol": "60 images of step 40"},
+        {"name": "KID", "value": 0.01, "std": 0.002, "real": 0.001, "real_std": 0, "protocol": ""},
+        {"name": "FID", "value": None, "reason": "no weights"},
+    ],
+}  # fmt: skip
+
+
+def test_what_metrics_measured_afterwards(whole, tmp_path, compared, capsys):
+    """Rows of their own, which say of which checkpoint and against what; protocols below."""
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    (whole / "metrics-best-food64.json").write_text(json.dumps(MEASURED))
+    again = {**MEASURED, "checkpoint": "kept/000010.pt", "real": "a|b"}
+    (whole / "metrics-000010-a_b.json").write_text(json.dumps(again))
+    values = [{"name": "FID-768", "value": 2.5, "real": 1.5, "protocol": "other images"}]
+    (other / "metrics-best-food64.json").write_text(json.dumps({**MEASURED, "values": values}))
+    table, notes = compared(whole, other)
+    assert table["FID-768 of best.pt against food64"] == ["31.25", "2.50", "1.50"]
+    assert table["KID x 10^3 of best.pt against food64"] == ["10.00 +- 2.00", "-", "1.00"]
+    assert table["FID of best.pt against food64"] == ["not measured", "-", ""]
+    assert table["FID-768 of kept/000010.pt against a|b"] == ["31.25", "-", "1.50"]
+    for run, protocol in (("run", "60 images of step 40"), ("other", "other images")):
+        assert f"FID-768 of best.pt against food64 of {run}: {protocol}" in notes
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[1]", "{", "\0", json.dumps({**MEASURED, "values": 3}), "[" * 100_000,
+     json.dumps({**MEASURED, "values": [*MEASURED["values"], {"name": "KID"}]}),
+     json.dumps({**MEASURED, "values": [{"name": [], "value": 1, "protocol": ""}]}),
+     json.dumps({**MEASURED, "values": [{"name": "FID", "value": "x", "protocol": ""}]}),
+     json.dumps({"values": MEASURED["values"]})],
+)  # fmt: skip
+def test_a_damaged_measurement_is_left_out(whole, compared, capsys, content):
+    (whole / "metrics-best-cats.json").write_text(content)
+    (whole / "metrics-best-food64.json").write_text(json.dumps(MEASURED))
+    table, _ = compared(whole)
+    assert [what for what in table if " of " in what] == [
+        f"{name} of best.pt against food64" for name in ("FID-768", "KID x 10^3", "FID")
+    ]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "metrics-best-cats.json' is damaged and left out" in error
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
@@ -488,6 +878,12 @@ def test_comparison_on_the_command_line(two_runs, tiny, capsys):
     assert "wrote comparison.md\nwrote comparison.html\n" in capsys.readouterr().out
     text = (tiny / "comparison.md").read_text(encoding="utf-8")
     assert text == report.compare(two_runs)[0]
+    page = (tiny / "comparison.html").read_text(encoding="utf-8")
+    overlays = [f"comparison-{kind}.png" for kind in ("losses", "fid", "kid", "ms-ssim", "ssim")]
+    assert sorted(overlays) == sorted(names(tiny.glob("comparison-*.png")))
+    places = [page.index(f"<p>{name}<br>") for name in overlays]
+    assert page.index("</table>") < places[0] and places == sorted(places)
+    assert places[-1] < page.index("<h2>r</h2>") and page.count("src=") == 7
     path = run / "metrics.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "step": 4}))  # as if steps 5 and 6 were not measured

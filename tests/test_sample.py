@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import make_folder
 from PIL import Image
 
 import datasets
@@ -359,6 +360,13 @@ def test_walks_between_images_of_other_data(tiny, name, capsys):
     run("r --interpolate 3 --data own.npz --to walk.png")
     _, held_out = datasets.load_parts("own.npz", 16)
     assert_enlarged("walk.png", script.walk(model, "images", 8, 3, images=held_out), 3)
+    make_folder(tiny / "photos", [f"{c}/{i}.png" for c in "abc" for i in range(9)], size=(24, 16))
+    checkpoint = training.read_checkpoint("r")
+    checkpoint["flags"]["fit"] = "pad"  # as the model knows images, so are those of --data
+    torch.save(checkpoint, "r/last.pt")
+    run("r --interpolate 3 --data photos --to padded.png")
+    padded = datasets.load("photos", 16, fit="pad")
+    assert_enlarged("padded.png", script.walk(model, "images", 8, 3, images=padded), 3)
     np.savez("gray.npz", images=images[..., 0], labels=arrays["labels"])
     error = error_of(capsys, "r --interpolate 3 --data gray.npz")
     assert "'gray.npz' has 1 channels, and the model needs 3" in error

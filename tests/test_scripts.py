@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, at_step, program
+from conftest import ROOT, at_step, make_folder, program
 from PIL import Image
 
 import datasets
@@ -434,6 +434,81 @@ def test_only_the_flags_of_a_short_set_may_change(tiny, name, capsys):
 
 
 @every_script
+def test_fit_and_limit_reach_the_data(tiny, name, capsys):
+    make_folder(tiny / "photos", [f"{c}/{i}.png" for c in "ab" for i in range(20)], size=(24, 16))
+    datasets.say_once.cache_clear()
+    flags = "--data photos --batch 4 --fit squash --limit-per-class 9".split()
+    hold_out = ["--hold-out", "4"] if name in AUTOENCODERS else []
+    train(name, *flags, *hold_out, "--dry-run")
+    out, err = capsys.readouterr()
+    assert f"18 of {36 if hold_out else 40} training images are used (at most 9 a class)" in err
+    assert "18 images (3, 16, 16), squashed to 16x16 (bicubic, antialiased), " in out
+
+
+def test_a_run_on_a_part_of_the_data_is_not_resumed_on_another(tiny, capsys):
+    """What it was trained on is in the checkpoint and in the first lines. Older checkpoints lack
+    the flags: those were trained on all images, cropped."""
+    datasets.say_once.cache_clear()
+    whole = datasets.load("tiny.npz", 16)
+    train("dcgan", "--steps", "2", "--out", "r", "--limit-per-class", "33", "--fit", "pad")
+    out, err = capsys.readouterr()
+    assert "99 of 100 training images are used (at most 33 a class)" in err
+    assert (
+        "tiny 16x16, 99 images (16x16 as they are, none of them held out, at most 33 a cla" in out
+    )
+    assert "3 classes: a 33, b 33, c 33" in out
+    checkpoint = read_checkpoint("r")
+    about = checkpoint["data"]
+    assert about["count"] == 99 and about["counts"] == [33, 33, 33]
+    assert about["fingerprint"] == whole.fingerprint
+
+    def refused(*flags):
+        return error_of(capsys, "dcgan", "--resume", "r", "--steps", "4", *flags)
+
+    assert "--fit was pad in this run and cannot become crop" in refused("--fit", "crop")
+    words = "--limit-per-class was 33 in this run and cannot become"
+    for limit in ("0", "34"):
+        assert words in refused("--limit-per-class", limit)
+    run("dcgan", "--resume", "r", "--steps", "4", "--limit-per-class", "33", "--fit", "pad")
+    assert read_checkpoint("r")["data"]["count"] == 99
+
+    train("dcgan", "--steps", "2", "--out", "old")
+    older = torch.load("old/last.pt", weights_only=True)
+    for flag in ("fit", "limit_per_class"):
+        del older["flags"][flag]
+    torch.save(older, "old/last.pt")
+    for flags in (["--fit", "squash"], ["--limit-per-class", "9"]):
+        error = error_of(capsys, "dcgan", "--resume", "old", "--steps", "3", *flags)
+        assert f"cannot become {flags[1]}" in error
+    run("dcgan", "--resume", "old", "--steps", "3", "--fit", "crop", "--limit-per-class", "0")
+    flags = read_checkpoint("old")["flags"]
+    assert flags["fit"] == "crop" and flags["limit_per_class"] == 0
+    for flag in ("fit", "limit_per_class"):
+        torch.save({**older, "flags": {**older["flags"], flag: [1]}}, "old/last.pt")
+        assert "damaged" in error_of(capsys, "dcgan", "--resume", "old", "--steps", "4")
+
+
+def test_a_limit_that_no_class_reaches_changes_nothing(tiny):
+    train("vae_mlp", "--steps", "3", "--out", "a")
+    train("vae_mlp", "--steps", "3", "--out", "b", "--limit-per-class", "34", "--fit", "squash")
+    assert_same("a", "b")
+
+
+def test_presets_prepare_images_as_the_reports_did():
+    """R0 squashed its animals, and R1 trained on 1,000 paintings of each style."""
+    squashed = set()
+    for name in SCRIPTS:
+        for preset, flags in training.load_script(name).PRESETS.items():
+            if flags.get("data") == "animals":
+                squashed.add((name, preset))
+            assert flags.get("fit") == ("squash" if flags.get("data") == "animals" else None)
+            limit = 1000 if flags.get("data") == "artbench10" else None
+            assert flags.get("limit_per_class") == limit
+    presets = {("cvae", "animals"), ("cgan", "animals"), ("cgan", "best"), ("ddpm", "animals")}
+    assert squashed == presets
+
+
+@every_script
 def test_default_run_is_a_preset_and_flags_win(name):
     script = training.load_script(name)
 
@@ -525,6 +600,23 @@ def test_best_is_the_lowest_fid(tiny, name, monkeypatch):
 
 
 @every_script
+def test_a_preset_of_a_report_measures_a_curve(tiny, name, monkeypatch):
+    """20 times, but at least 100 steps apart, unless the preset or the command line says more."""
+    script = training.load_script(name)
+    monkeypatch.setattr(metrics, "usable_dims", lambda dims, weights: (None, dims))
+    monkeypatch.setattr(metrics, "curve", lambda *_, **__: {"fid_768": 1.0})
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **__: [])
+    monkeypatch.setattr(metrics, "conditional", lambda *_, **__: [])
+    common = [*TINY, "--preset", PRESET[name], "--eval-images", "10"]
+    run(name, *common, "--steps", "105", "--out", "r")
+    points = [105] if script.PRESETS[PRESET[name]].get("eval_every") else [100, 105]
+    assert [int(row["step"]) for row in log("r") if row["fid_768"]] == points
+    run(name, *common, "--steps", "2", "--eval-every", "0", "--out", "never")
+    assert "fid_768" not in log("never")[-1]
+    assert (tiny / "never/metrics.json").exists()
+
+
+@every_script
 def test_measuring_does_not_change_training(tiny, name, monkeypatch):
     monkeypatch.setattr(metrics, "usable_dims", lambda dims, weights: (None, dims))
     monkeypatch.setattr(metrics, "curve", lambda *_, **__: {})
@@ -549,6 +641,26 @@ def test_flags_that_no_evaluation_reads(tiny, capsys):
 
 
 # ------------------------------------------------------------------------------- a trained model
+
+
+@every_script
+def test_kept_weights_make_the_images_of_their_step(tiny, name):
+    train(name, "--steps", "4", "--keep-every", "2", "--out", "r")
+    assert sorted(path.name for path in (tiny / "r/kept").iterdir()) == ["000002.pt", "000004.pt"]
+    train(name, "--steps", "2", "--out", "half")
+    for kept, whole in (("r/kept/000002.pt", "half"), ("r/kept/000004.pt", "r")):
+        checkpoint = read_checkpoint(kept)
+        assert len(checkpoint["models"]) == 2 and checkpoint["optimizers"] == {}
+        script, model = training.open_model(checkpoint)
+        _, expected = training.open_model(read_checkpoint(whole))
+        assert torch.equal(script.generate(model, 9, 1), script.generate(expected, 9, 1))
+    run(name, "--resume", "r", "--steps", "6", "--keep-every", "3")
+    assert (tiny / "r/kept/000006.pt").exists() and not (tiny / "r/kept/000003.pt").exists()
+
+
+def test_kept_weights_cannot_be_resumed(tiny, capsys):
+    train("dcgan", "--steps", "1", "--keep-every", "1", "--out", "r")
+    assert "takes a run directory" in error_of(capsys, "dcgan", "--resume", "r/kept/000001.pt")
 
 
 @every_script

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, make_folder, make_zip, picture, program
-from PIL import Image
+from PIL import Image, ImageOps
 
 import folders
 import sources
@@ -22,21 +22,21 @@ from sources import InputError, locked, prepare, run_program, write_atomic
 RED = (200, 30, 40)
 
 
-def prepared(path, size=16):
+def prepared(path, size=16, fit="crop"):
     """(pixels uint8 (N, C, size, size), what the .json says) of a folder, zip or .npz."""
     _, _, open_source = path_source(Path(path))
-    info = prepare(open_source(), size, "out.npy", "set")
+    info = prepare(open_source(), size, "out.npy", "set", fit)
     pixels = np.load("out.npy")
     assert pixels.dtype == np.uint8 and pixels.shape == info["shape"]
     return pixels, info
 
 
-def alone(here, name, image, **options):
+def alone(here, name, image, fit="crop", **options):
     """The pixels of an image alone in its folder, so that its channels are its own."""
     folder = here / name.replace(".", "-")
     folder.mkdir()
     image.save(folder / name, **options)
-    return prepared(folder)[0].astype(int)
+    return prepared(folder, fit=fit)[0].astype(int)
 
 
 # ---------------------------------------------------------------------------------- programs
@@ -474,6 +474,118 @@ def test_any_shape_comes_out_square(here, shape):
     pixels = alone(here, "a.png", image, compress_level=1)
     assert pixels.shape == (1, 1, 16, 16)
     assert np.abs(pixels[0, 0, 5:11, 5:11] - 200).max() <= 11
+
+
+BICUBIC = Image.Resampling.BICUBIC
+# size of an image -> where all of it lies in 16x16 pixels: left, top, right, bottom
+PADDED = {
+    (60, 40): (0, 2, 16, 13),
+    (40, 60): (2, 0, 13, 16),
+    (32, 16): (0, 4, 16, 12),
+    (5, 4): (0, 2, 16, 15),
+    (1, 300): (8, 0, 9, 16),
+    (300, 1): (0, 8, 16, 9),
+}
+
+
+def squashed(image):
+    return np.asarray(image.resize((16, 16), BICUBIC))
+
+
+def padded(image):
+    """RGB -> uint8 (16, 16, 3), by hand."""
+    left, top, right, bottom = PADDED[image.size]
+    result = np.zeros((16, 16, 3), np.uint8)
+    small = image.resize((right - left, bottom - top), BICUBIC)
+    result[top:bottom, left:right] = np.asarray(small)
+    return result
+
+
+def cropped(image):
+    """What --fit crop is, and what every set was before there was the flag."""
+    return np.asarray(ImageOps.fit(image, (16, 16), BICUBIC))
+
+
+BY_HAND = {"crop": cropped, "squash": squashed, "pad": padded}
+every_fit = pytest.mark.parametrize("fit", BY_HAND)
+
+
+@every_fit
+def test_how_images_become_square(here, fit):
+    """Each pixel, the note, and the fingerprint, which is a hash of pixels, labels and split."""
+    expected = []
+    for i, size in enumerate(PADDED):
+        make_folder(here / "d", [f"{i}.png"], size=size)
+        expected.append(BY_HAND[fit](picture(0, size)).transpose(2, 0, 1))
+    pixels, info = prepared("d", fit=fit)
+    assert np.array_equal(pixels, expected)
+    notes = {
+        "crop": "cropped to the central square and resized to 16x16 (bicubic, antialiased)",
+        "squash": "squashed to 16x16 (bicubic, antialiased)",
+        "pad": "resized and padded with black to 16x16 (bicubic, antialiased)",
+    }
+    assert info["note"] == notes[fit]
+    text = json.dumps([None, list(pixels.shape), None])
+    digest = hashlib.sha256(np.stack(expected).tobytes() + text.encode())
+    assert info["fingerprint"] == digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_other_modes_become_square_alike(here, fit):
+    """Upright first and shown on white first; what is padded is black all the same."""
+    by_hand = BY_HAND[fit]
+    color = picture(0, (60, 40))
+    grey = picture(1, (60, 40), "L")
+    pixels = alone(here, "grey.png", grey, fit)
+    assert np.array_equal(pixels[0], by_hand(grey.convert("RGB"))[None, ..., 0])
+
+    rgba = color.convert("RGBA")
+    rgba.putalpha(picture(2, (60, 40), "L"))
+    white = Image.new("RGBA", rgba.size, "white")
+    on_white = Image.alpha_composite(white, rgba).convert("RGB")
+    pixels = alone(here, "rgba.png", rgba, fit)[0].transpose(1, 2, 0)
+    assert np.array_equal(pixels, by_hand(on_white))
+
+    palette = color.quantize(16)
+    on_white = np.asarray(palette.convert("RGB")).copy()
+    on_white[np.asarray(palette) == 3] = 255
+    pixels = alone(here, "palette.png", palette, fit, transparency=3)[0].transpose(1, 2, 0)
+    assert np.array_equal(pixels, by_hand(Image.fromarray(on_white)))
+
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter, clockwise
+    pixels = alone(here, "exif.png", color, fit, exif=exif)[0].transpose(1, 2, 0)
+    assert np.array_equal(pixels, by_hand(color.transpose(Image.Transpose.ROTATE_270)))
+
+    deep = np.linspace(0, 65535, 60 * 40).reshape(40, 60).astype(np.uint16)
+    pixels = alone(here, "deep.png", Image.fromarray(deep), fit)
+    in_8_bits = Image.fromarray((deep // 256).astype(np.uint8)).convert("RGB")
+    assert np.array_equal(pixels[0], by_hand(in_8_bits)[None, ..., 0])
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad"])
+def test_arrays_become_square_alike(here, fit):
+    images = [picture(i, (60, 40)) for i in range(3)]
+    np.savez("x.npz", images=np.stack(images))
+    expected = [BY_HAND[fit](image).transpose(2, 0, 1) for image in images]
+    assert np.array_equal(prepared("x.npz", fit=fit)[0], expected)
+
+
+@every_fit
+def test_square_images_do_not_depend_on_the_fit(here, fit):
+    make_folder(here / "d", ["0.png", "1.png"], size=(16, 16))
+    make_folder(here / "e", ["0.png"], size=(48, 48))
+    np.savez("digits.npz", images=np.arange(784, dtype=np.uint8).reshape(1, 28, 28))
+    pixels, info = prepared("d", fit=fit)
+    assert np.array_equal(pixels[1], np.asarray(picture(1, (16, 16))).transpose(2, 0, 1))
+    assert info["note"] == "16x16 as they are"
+    pixels, info = prepared("e", fit=fit)
+    assert np.array_equal(pixels[0], squashed(picture(0, (48, 48))).transpose(2, 0, 1))
+    assert fit == "crop" or info["note"] == "resized to 16x16 (bicubic, antialiased)"
+    pixels, info = prepared("digits.npz", 32, fit)
+    assert np.array_equal(pixels[0, 0, 2:30, 2:30].ravel(), np.arange(784) % 256)
+    assert pixels[0, 0].sum(dtype=int) == (np.arange(784) % 256).sum()
+    assert info["note"] == "28x28 padded to 32x32 with black"
 
 
 def test_a_few_damaged_images_are_skipped_and_named(here):

@@ -1,6 +1,5 @@
 """The functions of training.py that need no script. What all scripts promise: test_scripts.py."""
 
-import argparse
 import copy
 import math
 import os
@@ -27,7 +26,7 @@ def parse(*argv, presets=PRESETS):
     parser.add_argument("--lr", type=number(float, 0), default=0.1)
     parser.add_argument("--lr-d", type=number(float, 0))
     training.add_run_flags(parser, presets)
-    return training.parse(parser, presets, "mygan", {"steps", "epochs"}, list(argv))
+    return training.parse(parser, presets, "mygan", list(argv))
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -63,9 +62,38 @@ def test_help_shows_the_docstring_and_every_default(capsys):
 
 
 def test_changed_flags():
-    args = argparse.Namespace(lr=0.1, lr_d=None, batch_size=64, data="cats64")
-    preset = {"lr": 0.2, "lr_d": 0.5, "batch_size": 32, "data": "cats64", "report": {}}
-    assert training.changed_flags(args, preset) == "--lr 0.1 --batch-size 64"
+    preset = {"lr": 0.2, "lr_d": 0.5, "batch": 32, "data": "cats64", "steps": 9, "report": {}}
+
+    def changed(*argv):
+        args, _ = parse("--preset=p", *argv, presets={"p": preset})
+        return training.flag_words(training.changed_flags(args, preset))
+
+    assert changed() == []
+    # how a run is watched, and where, makes no other run of it
+    assert changed("--out=x", "--log-every=7", "--eval-every=3", "--device=cpu", "--no-graph") == []
+    assert changed("--lr=0.1", "--batch=64") == ["--lr=0.1", "--batch=64"]
+    assert changed("--ema=0.5", "--seed=2") == ["--seed=2", "--ema=0.5"]  # those of no preset, too
+    assert changed("--lr-d=0.25") == ["--lr-d=0.25"]
+    assert changed("--dims", "64", "768") == ["--dims", "64", "768"]
+    # the length counts in the unit that is in force
+    assert changed("--steps=3") == changed("--steps=3", "--epochs=2") == ["--steps=3"]
+    assert changed("--epochs=50") == ["--epochs=50"]  # the default, but the preset has steps
+
+
+def test_what_hides_the_number_of_a_report():
+    presets = {"p": {"data": "cats64", "size": 64, "epochs": 50}}
+    for flag, hidden in (
+        ("--steps=2", True),
+        ("--epochs=49", True),
+        ("--data=./cats64", True),
+        ("--size=32", True),
+        ("--eval-images=500", True),
+        ("--batch=8", False),
+        ("--seed=1", False),
+    ):
+        args, _ = parse("--preset=p", flag, presets=presets)
+        changed = training.changed_flags(args, presets["p"])
+        assert bool(changed.keys() & training.COMPARABLE) == hidden
 
 
 # ----------------------------------------------------------------------------------------- device
@@ -80,6 +108,19 @@ def test_pick_device(monkeypatch, capsys):
         assert training.pick_device("cpu", "fp32") == (cpu, "fp32")
         assert training.pick_device("cpu", "bf16") == (cpu, "bf16")
         assert ("no bf16 in hardware" in capsys.readouterr().err) is not native
+    monkeypatch.setattr(torch.cpu, supported, lambda: True, raising=False)
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        assert training.pick_device("cpu") == (cpu, "bf16")
+        wanted = (cpu, "bf16" if amx else "fp32")
+        assert training.pick_device("cpu", bf16_needs="amx_tile") == wanted
+        assert training.pick_device("cpu", bf16_needs=None) == (cpu, "fp32")
+        for precision in ("fp32", "bf16"):  # whoever asks, gets it
+            assert training.pick_device("cpu", precision, "amx_tile") == (cpu, precision)
+            assert training.pick_device("cpu", precision, None) == (cpu, precision)
+    assert not capsys.readouterr().err
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that does not tell
+    assert training.pick_device("cpu", bf16_needs="amx_tile") == (cpu, "fp32")
     for name in ("tpu", "cuda:77", "meta", ""):
         with pytest.raises(InputError, match="use --device auto, cpu"):
             training.pick_device(name)

@@ -281,8 +281,8 @@ def textbook(args, steps):
     opt_g = torch.optim.Adam(generator.parameters(), betas=(0.0, 0.9), foreach=False)
     opt_c = torch.optim.Adam(critic.parameters(), betas=(0.0, 0.9), foreach=False)
     for step in range(steps):
-        opt_g.param_groups[0]["lr"] = args.lr_g * args.lr_decay**step
-        opt_c.param_groups[0]["lr"] = args.lr_d * args.lr_decay**step
+        opt_g.param_groups[0]["lr"] = (args.lr_g or args.lr) * args.lr_decay**step
+        opt_c.param_groups[0]["lr"] = (args.lr_d or args.lr) * args.lr_decay**step
         sigma = max(0, args.noise * (args.noise_steps - step) / args.noise_steps)
         stage, alpha = growth = growth_at(step, args)
         side = args.size // 2 ** (args.stages - 1 - stage)
