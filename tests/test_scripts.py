@@ -519,7 +519,7 @@ def test_default_run_is_a_preset_and_flags_win(name):
     assert args("--width", "8").width == 8
     assert args("--epochs", "3").steps is None  # a length typed beats that of the preset
     assert args("--data", "x.zip").preset is None
-    assert getattr(args("--lr", "0.5"), "lr_d", 0.5) == 0.5  # one rate beats the preset's two
+    assert getattr(args("--lr", "0.5"), "lr_d", None) is None  # one rate beats the preset's two
 
 
 @every_script
