@@ -335,6 +335,8 @@ def main(argv=None):
     # in bf16 (torch 2.11 to 2.14).
     bf16_needs = None if args.size == 16 else "avx512_bf16"
     device, args.precision = training.pick_device(args.device, args.precision, bf16_needs)
+    if (args.size, device.type, args.precision) == (16, "cpu", "bf16"):
+        raise InputError("at 16 pixels bf16 gives wrong gradients on a CPU: use --precision fp32")
     autocast = functools.partial(training.autocast, device, args.precision)
     args.size = args.size or datasets.default_size(args.data)
     data, held_out = datasets.load_parts(

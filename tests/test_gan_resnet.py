@@ -270,3 +270,5 @@ def test_16_pixels_are_trained_in_fp32_on_a_cpu(tiny, monkeypatch, capsys):
     for size, precision in ((16, "fp32"), (32, "bf16")):
         gan_resnet.main(f"--data=tiny.npz --size={size} --width=4 --device=cpu --dry-run".split())
         assert f"on cpu in {precision};" in capsys.readouterr().out
+    with pytest.raises(InputError, match="use --precision fp32"):
+        gan_resnet.main("--data=tiny.npz --size=16 --device=cpu --precision=bf16 --dry-run".split())
