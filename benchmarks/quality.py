@@ -84,7 +84,6 @@ NOT_TYPED = {"data", "size", "report", "steps", "epochs", "eval_images", *traini
 
 LATENTS = 20_000_000  # seed of the generated images; a run uses its own seed and the next few
 FIRST_SEED = 100  # of training. Whoever tries out presets starts at 0
-SAVE_EVERY = 120  # seconds
 DIM = 768  # of the features: the deepest of which everybody has the weights
 NUMBERS = ("FID", "KID", "precision", "recall")
 
@@ -114,8 +113,7 @@ def parse_args(argv=None):
     add("--grids", action="store_true", help="train nothing: draw grids under random letters")
     args = parser.parse_args(argv)
     args.minutes = sorted(set(args.minutes))
-    first = 0 if args.ablation else FIRST_SEED
-    args.seeds = range(first, first + args.seeds)
+    args.seeds = [i + (0 if args.ablation else FIRST_SEED) for i in range(args.seeds)]
     return args
 
 
@@ -189,7 +187,10 @@ def command(row, args):
 
 def settings(row, args):
     """The flags of a run that are not the script's defaults, without its data and seed, as text."""
-    flags, _ = training.load_script(row.script).parse_args([*command(row, args), "--dry-run"])
+    try:
+        flags, _ = training.load_script(row.script).parse_args([*command(row, args), "--dry-run"])
+    except InputError:  # flags that do not fit together: training says so
+        return ""
     changed = training.changed_flags(flags, {})
     return " ".join(training.flag_words({k: v for k, v in changed.items() if k != "data"}))
 
@@ -234,7 +235,7 @@ def stopped_after(seconds, goal):
         if run.step < run.total and run.seconds >= seconds and not run.signals:
             run.save(f"kept/{goal.name}", optimizers={})
             run.signals.append(signal.SIGINT)
-        elif run.seconds > saved[0] + SAVE_EVERY:
+        elif run.seconds > saved[0] + 120:
             run.save("last.pt")
             saved[0] = run.seconds
         return should_stop(run)
@@ -277,11 +278,10 @@ def measure(row, path, args, weights):
     how = {"dims": [DIM], "weights": weights, "device": args.device}
     how |= {"real_words": real_words, "fake_words": f"generated images, latent seed {seed}"}
     values = metrics.evaluate(real, generated, floor, **how)
-    batch = checkpoint["flags"]["batch"] * checkpoint["processes"]
     return {
         "seconds": round(checkpoint["seconds"], 3),
         "step": checkpoint["step"],
-        "images": checkpoint["drawn"] * batch,
+        "images": checkpoint["drawn"] * checkpoint["flags"]["batch"],
         "ended": checkpoint["step"] == checkpoint["total"],
         "computed in": checkpoint["flags"]["precision"],
         "values": [v for v in values if v["name"].split("-")[0] in NUMBERS],
@@ -313,7 +313,7 @@ def run_all(args, rows, weights, base):
         for minutes in args.minutes:
             key = (name, seed, minutes)
             if "values" not in points.get(key, {}):
-                print(f"\n[{i + 1} of {len(jobs)}] {name}, seed {seed}, {minutes:g} minutes")
+                print(f"\n[{i + 1}/{len(jobs)}] {name}, seed {seed}: {minutes:g} min", flush=True)
                 point = {"set": f"{rows[name].data}-{rows[name].size}", **common(args)}
                 point |= {"row": name, "seed": seed, "minutes": minutes}
                 point |= {"commit": commit, "settings": wanted[name]}
@@ -430,11 +430,12 @@ def write_grids(args, rows, base):
     if key_file.exists():
         raise InputError(f"'{key_file}' is there: new grids have other letters; remove it for them")
     points = read_points(base, args)
+    last = args.minutes[-1]
     chosen = {}  # row -> its point
     for (name, seed, minutes), point in points.items():
-        finished = "values" in point and (minutes == args.minutes[-1] or point["ended"])
-        if name in rows and seed == args.seeds[0] and finished:
-            chosen[name] = point
+        if name in rows and seed == args.seeds[0] and "values" in point:
+            if minutes == last or (minutes < last and point["ended"]):
+                chosen[name] = point
     print(f"not measured, and left out: {', '.join(rows.keys() - chosen) or 'none'}")
     key = {}
     for data, group in by_set(chosen.values()).items():
@@ -455,15 +456,14 @@ def main(argv=None):
     args.device, _ = training.pick_device(args.device)
     rows = chosen_rows(args)
     base = Path(args.to, f"ablation-{args.ablation}" if args.ablation else "quality")
-    runs = base.parent / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    with sources.locked(runs / ".lock", busy=f"another process works in '{args.to}'"):
-        if args.grids:
-            return write_grids(args, rows, base)
-        weights = metrics.load_weights(args.weights)
-        metrics.require(weights, DIM)
+    if args.grids:
+        return write_grids(args, rows, base)
+    weights = metrics.load_weights(args.weights)
+    metrics.require(weights, DIM)
+    (base.parent / "runs").mkdir(parents=True, exist_ok=True)
+    with sources.locked(base.parent / "runs" / ".lock", busy=f"'{args.to}' is in use"):
         run_all(args, rows, weights, base)
-        print(f"\nwrote {base}.jsonl, {base}.md and {base}.png")
+    print(f"\nwrote {base}.jsonl, {base}.md and {base}.png")
 
 
 if __name__ == "__main__":
