@@ -556,6 +556,11 @@ def main(argv=None):
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args))
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
+    ema_labels = training.random_labels(counts, 1000, args.seed + 4)
+    ema_inputs = [
+        training.latents(1000, args.latent_dim, args.seed + 4),
+        training.one_hot(ema_labels, len(counts)),
+    ]
 
     # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -603,6 +608,9 @@ def main(argv=None):
             run.count(**losses)  # step += 1
 
             last = run.step == total
+            used = last or run.every(eval_every, sample_every, save_every, args.keep_every)
+            if args.ema > 0 and used:  # averaged weights need BatchNorm statistics of their own
+                training.recount_statistics(sampler, ema_inputs)
             scores = {}
             if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
@@ -622,6 +630,8 @@ def main(argv=None):
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
+            if args.ema > 0:
+                training.recount_statistics(sampler, ema_inputs)
             run.save("last.pt")
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest

@@ -409,6 +409,26 @@ def update_ema(ema, model, decay):
         ours.copy_(theirs)
 
 
+@torch.no_grad()
+def recount_statistics(ema, inputs, *constants):
+    """Count the running statistics of BatchNorm anew: those of an averaged generator.
+
+    The statistics that update_ema copies belong to the weights of this step, and other weights have
+    others (Izmailov et al. 2018, 1803.05407, section 3.2). inputs, constants: what the generator
+    takes, a list of tensors with N rows and the rest. Means and variances are averaged over batches
+    of 100.
+    """
+    for layer in ema.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # an average in which all batches count the same
+    device = next(ema.parameters()).device
+    ema.train()
+    for chunk in zip(*(tensor.split(100) for tensor in inputs), strict=True):
+        ema(*(tensor.to(device) for tensor in chunk), *constants)
+    ema.eval()
+
+
 def latents(n, latent_dim, seed, first=0):
     """Standard normal latents, float32 (n, latent_dim).
 

@@ -175,6 +175,8 @@ def test_training_is_the_textbook_loop(train, flags):
     assert ("ema" in checkpoint["models"]) == (args.ema > 0)
     for name, state in checkpoint["models"].items():
         for key, value in networks[name].state_dict().items():
+            if name == "ema" and ("running" in key or "batches" in key):
+                continue  # counted anew: see test_statistics_of_averaged_weights
             torch.testing.assert_close(state[key], value, rtol=2e-2, atol=2e-4)
 
 

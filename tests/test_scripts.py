@@ -1,5 +1,6 @@
 """What every script promises: exact resume, no half-written files, one line for bad input."""
 
+import contextlib
 import functools
 import importlib
 import json
@@ -300,7 +301,7 @@ def test_infinite_statistics_of_batchnorm_are_not_saved(tiny, monkeypatch, capsy
 
     def damaged(ema, model, decay):
         update(ema, model, decay)
-        next(iter(ema.buffers())).fill_(torch.inf)
+        next(iter(model.buffers())).fill_(torch.inf)
 
     monkeypatch.setattr(training, "update_ema", damaged)
     flags = [*TINY, *SCRIPTS["dcgan"].split(), "--steps", "4", "--save-every", "2", "--out", "r"]
@@ -614,6 +615,48 @@ def test_a_preset_of_a_report_measures_a_curve(tiny, name, monkeypatch):
     run(name, *common, "--steps", "2", "--eval-every", "0", "--out", "never")
     assert "fid_768" not in log("never")[-1]
     assert (tiny / "never/metrics.json").exists()
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cgan", "gan_resnet", "wgan_gp"])
+@pytest.mark.parametrize("stop", [False, True])
+def test_statistics_of_averaged_weights(tiny, name, stop, monkeypatch):
+    """They are of latents that go through the averaged generator, at the end or if stopped."""
+    if stop:
+        monkeypatch.setattr(training.Run, "should_stop", lambda run: run.step == 3)
+        monkeypatch.setattr(training.Run, "goodbye", lambda run: 130)
+    with contextlib.suppress(SystemExit):
+        train(name, "--steps", "5", "--out", "r")
+    checkpoint = read_checkpoint("r")
+    assert checkpoint["step"] == (3 if stop else 5)
+    _, model = training.open_model(checkpoint)
+    inputs = {}
+
+    def look(layer, args):
+        inputs.setdefault(layer, []).append(args[0].transpose(0, 1).flatten(1))
+
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    script = training.load_script(name)
+    seed = checkpoint["flags"]["seed"] + 4
+    copied = {norm: (norm.running_mean.clone(), norm.running_var.clone()) for norm in norms}
+    model.train()
+    z = training.latents(1000, model.latent_dim, seed)
+    rows = [z]
+    if hasattr(script, "asked_labels"):
+        labels = script.asked_labels(model, 1000, seed)
+        rows.append(training.one_hot(labels, model.classes))
+    growth = [model.stage, model.alpha] if name == "wgan_gp" else []
+    for chunk in zip(*(tensor.split(100) for tensor in rows), strict=True):
+        model(*chunk, *growth)
+    for hook in hooks:
+        hook.remove()
+    assert inputs
+    for norm, batches in inputs.items():
+        mean, variance = copied[norm]
+        means = torch.stack([batch.mean(1) for batch in batches]).mean(0)
+        torch.testing.assert_close(mean, means, rtol=1e-3, atol=1e-5)
+        variances = torch.stack([batch.var(1) for batch in batches]).mean(0)
+        torch.testing.assert_close(variance, variances, rtol=1e-3, atol=1e-6)
 
 
 @every_script

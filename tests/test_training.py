@@ -156,6 +156,22 @@ def test_set_lr_and_scalar():
 # ----------------------------------------------------------------------------------------- models
 
 
+def test_recounted_statistics():
+    """Against means and variances of batches of 100, computed by hand."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
+    model(torch.randn(7, 2, 5, 5))
+    model[1].running_mean.fill_(9)  # of other weights
+    x = torch.randn(250, 2, 5, 5) * 2 + 1
+    training.recount_statistics(model, [x])
+    batches = [model[0](part).transpose(0, 1).flatten(1) for part in x.split(100)]
+    means = torch.stack([batch.mean(1) for batch in batches])
+    variances = torch.stack([batch.var(1) for batch in batches])
+    torch.testing.assert_close(model[1].running_mean, means.mean(0))
+    torch.testing.assert_close(model[1].running_var, variances.mean(0))
+    assert not model.training
+
+
 def test_update_ema():
     """Against a loop over all values; buffers are copied."""
     torch.manual_seed(0)
