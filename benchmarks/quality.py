@@ -8,7 +8,7 @@
 DIR holds the files of SETS. A row is a script with a preset on a data set, as in dcgan-cats-best:
 
     <script>-<data>-report   the preset of the report (REPORTS)
-    <script>-<data>-best     the preset `best` of the script on each data set, if the script has one
+    <script>-<data>-best     the preset `best` of each script that has one, on each data set
     <script>-shapes          the script without flags, which ends by itself
 
 A row is one training for each seed. It stops when it has trained for the first of the minutes, is
@@ -63,11 +63,11 @@ from sources import InputError, markdown, new_parser, number, run_program, write
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SETS = {  # name: file in --data, the name that presets use, pixels
-    "cats": ("cats64.zip", "cats64", 64),
-    "animals": ("animals5.zip", "animals", 64),
-    "food": ("food27.zip", "food64", 64),
-    "cifar10": ("cifar10-15k.zip", "cifar10", 32),
+SETS = {  # name: file in --data, pixels
+    "cats": ("cats64.zip", 64),
+    "animals": ("animals5.zip", 64),
+    "food": ("food27.zip", 64),
+    "cifar10": ("cifar10-15k.zip", 32),
 }
 REPORTS = {  # data set: {script: preset of a report}
     "cats": {"dcgan": "cats", "vae_mlp": "cats"},
@@ -78,7 +78,6 @@ REPORTS = {  # data set: {script: preset of a report}
 EACH = "each flag removed"  # stands for an entry for each flag of the preset
 ABLATIONS = {  # name: [(row, further flags)]
     "dcgan": [("dcgan-cats-report", ""), ("dcgan-cats-best", ""), ("dcgan-cats-best", EACH)],
-    "cgan": [("cgan-animals-best", ""), ("cgan-animals-best", EACH)],
 }
 NOT_TYPED = {"data", "size", "report", "steps", "epochs", "eval_images", *training.NO_MATTER}
 
@@ -112,7 +111,7 @@ def parse_args(argv=None):
     add("--to", metavar="DIR", default="docs/results/quality", help="for results [%(default)s]")
     add("--grids", action="store_true", help="train nothing: draw grids under random letters")
     args = parser.parse_args(argv)
-    args.minutes = sorted(set(args.minutes))
+    args.minutes = sorted(args.minutes)
     args.seeds = [i + (0 if args.ablation else FIRST_SEED) for i in range(args.seeds)]
     return args
 
@@ -125,14 +124,14 @@ def all_rows():
     files = sorted(ROOT.glob("*.py"))
     scripts = [path.stem for path in files if "\nPRESETS = {" in path.read_text(encoding="utf-8")]
     presets = {script: training.load_script(script).PRESETS for script in scripts}
-    public_names = [public_name for _, public_name, _ in SETS.values()]
     rows = {}
-    for data, (_, _, size) in SETS.items():
+    for data, (_, size) in SETS.items():
         for script, preset in REPORTS[data].items():
             rows[f"{script}-{data}-report"] = Row(script, data, size, ["--preset", preset])
         for script in scripts:
-            # for other data, such as digits, it is no candidate
-            if presets[script].get("best", {}).get("data") in public_names:
+            best = presets[script].get("best", {"data": "mnist"})  # for digits: no candidate
+            # these two need classes, which the cats do not have
+            if best.get("data") != "mnist" and (data != "cats" or script not in ("cgan", "cvae")):
                 rows[f"{script}-{data}-best"] = Row(script, data, size, ["--preset", "best"])
     for script in scripts:
         rows[f"{script}-shapes"] = Row(script, "shapes", presets[script]["shapes"]["size"], [])
@@ -143,8 +142,7 @@ def chosen_rows(args):
     """The rows of this command: {name: Row}. Raises InputError."""
     rows = all_rows()
     chosen = {}
-    names = [(name, "") for name in args.rows or rows]
-    for name, flags in ABLATIONS.get(args.ablation, names):
+    for name, flags in ABLATIONS.get(args.ablation, [(name, "") for name in args.rows or rows]):
         if name not in rows:
             raise InputError(f"no row {name}; there are: {', '.join(rows)}")
         row = rows[name]
@@ -153,15 +151,14 @@ def chosen_rows(args):
         if flags == EACH:
             chosen |= without_each_flag(name, row)
         else:
-            chosen[f"{name} {flags}".strip()] = row._replace(words=[*row.words, *flags.split()])
+            chosen[f"{name} {flags}".strip()] = row._replace(words=row.words + flags.split())
     return chosen
 
 
 def without_each_flag(name, row):
     """A Row for each flag that its preset sets: all the others are typed, without the preset."""
     script = training.load_script(row.script)
-    preset = script.PRESETS[row.words[-1]]
-    flags = {flag: value for flag, value in preset.items() if flag not in NOT_TYPED}
+    flags = {k: v for k, v in script.PRESETS[row.words[-1]].items() if k not in NOT_TYPED}
     defaults = script.parse_args(["--dry-run"])[0].defaults
     chosen = {}
     for removed in flags:
@@ -226,21 +223,29 @@ def train(row, seed, minutes, folder, args):
 def stopped_after(seconds, goal):
     """A context in which trainings stop, as if by Ctrl-C, once they have trained for `seconds`.
 
-    Their weights are in `goal` then. last.pt is saved every two minutes, in case of a kill.
+    When they save last.pt then, the weights also go into `goal`. Before, last.pt is saved every two
+    minutes, in case of a kill.
     """
     should_stop = training.Run.should_stop
-    saved = [0.0]  # the training time at which last.pt was saved
+    save = training.Run.save
+    saved = [0.0]  # the training time of last.pt
+    reached = []
 
     def timed_should_stop(run):
         if run.step < run.total and run.seconds >= seconds and not run.signals:
-            run.save(f"kept/{goal.name}", optimizers={})
             run.signals.append(signal.SIGINT)
+            reached.append(run.step)
         elif run.seconds > saved[0] + 120:
-            run.save("last.pt")
+            save(run, "last.pt")
             saved[0] = run.seconds
         return should_stop(run)
 
-    return mock.patch.object(training.Run, "should_stop", timed_should_stop)
+    def save_twice(run, name, **more):
+        if reached:  # first, because once last.pt is past the time, these cannot be had any more
+            save(run, f"kept/{goal.name}", optimizers={})
+        save(run, name, **more)
+
+    return mock.patch.multiple(training.Run, should_stop=timed_should_stop, save=save_twice)
 
 
 # -------------------------------------------------------------------------------------- measuring
@@ -251,7 +256,7 @@ def real_images(row, fit, args):
 
     An ablation chooses, and gets those that may choose. All others have never chosen anything.
     """
-    choosing = args.ablation is not None
+    choosing = bool(args.ablation)
     train_set, held_out = datasets.load_parts(data_of(row, args), row.size, fit=fit)
     others = torch.arange(len(train_set.images))
     if held_out is None:
@@ -273,19 +278,17 @@ def measure(row, path, args, weights):
     checkpoint = training.read_checkpoint(path)
     script, model = training.open_model(checkpoint, args.device)
     real, floor, real_words = real_images(row, checkpoint["flags"]["fit"], args)
-    seed = LATENTS + (args.ablation is not None)
+    seed = LATENTS + bool(args.ablation)
     generated = script.generate(model, len(real), seed)
     how = {"dims": [DIM], "weights": weights, "device": args.device}
     how |= {"real_words": real_words, "fake_words": f"generated images, latent seed {seed}"}
     values = metrics.evaluate(real, generated, floor, **how)
-    return {
-        "seconds": round(checkpoint["seconds"], 3),
-        "step": checkpoint["step"],
-        "images": checkpoint["drawn"] * checkpoint["flags"]["batch"],
-        "ended": checkpoint["step"] == checkpoint["total"],
-        "computed in": checkpoint["flags"]["precision"],
-        "values": [v for v in values if v["name"].split("-")[0] in NUMBERS],
-    }
+    point = {"seconds": checkpoint["seconds"], "step": checkpoint["step"]}
+    point["images"] = checkpoint["drawn"] * checkpoint["flags"]["batch"]
+    point["ended"] = checkpoint["step"] == checkpoint["total"]
+    point["computed in"] = checkpoint["flags"]["precision"]
+    point["values"] = [value for value in values if value["name"].startswith(NUMBERS)]
+    return point
 
 
 def common(args):
@@ -305,18 +308,17 @@ def run_all(args, rows, weights, base):
             print(f"dropped: {point['row']} after {point['minutes']:g} minutes, of other flags")
             del points[key]
     commit = subprocess.getoutput(f'git -C "{ROOT}" rev-parse --short=10 HEAD')  # or why not
-    runs = base.parent / "runs" / base.name
+    shared = common(args) | {"commit": commit}
     jobs = [(name, seed) for seed in args.seeds for name in rows]
     for i, (name, seed) in enumerate(jobs):
-        digest = zlib.crc32(wanted[name].encode())
-        folder = runs / f"{re.sub(r'[^a-z0-9.]+', '-', name)}-{digest:08x}-seed-{seed}"
+        text = f"{base.name}-{name}-{zlib.crc32(wanted[name].encode()):08x}-seed-{seed}"
+        folder = base.parent / "runs" / re.sub("[^a-z0-9.]+", "-", text)
         for minutes in args.minutes:
             key = (name, seed, minutes)
             if "values" not in points.get(key, {}):
-                print(f"\n[{i + 1}/{len(jobs)}] {name}, seed {seed}: {minutes:g} min", flush=True)
-                point = {"set": f"{rows[name].data}-{rows[name].size}", **common(args)}
-                point |= {"row": name, "seed": seed, "minutes": minutes}
-                point |= {"commit": commit, "settings": wanted[name]}
+                print(f"\n[{i + 1}/{len(jobs)}] {name}, seed {seed}, {minutes:g} minutes")
+                point = {"row": name, "seed": seed, "minutes": minutes, **shared}
+                point |= {"settings": wanted[name], "set": f"{rows[name].data}-{rows[name].size}"}
                 try:
                     path = train(rows[name], seed, minutes, folder, args)
                     point["checkpoint"] = path.relative_to(base.parent).as_posix()
@@ -401,8 +403,8 @@ def markdown_page(groups):
 def figure(groups):
     """FID over minutes and over images, the mean of all seeds, a column of panels for each set."""
     drawing = report.new_figure(5 * len(groups), 8, "mean of all seeds; dotted: real images")
-    axes = drawing.subplots(2, len(groups), squeeze=False)
-    for column, (name, group) in zip(axes.T, groups.items(), strict=True):
+    columns = drawing.subplots(2, len(groups), squeeze=False).T
+    for column, (name, group) in zip(columns, groups.items(), strict=True):
         lines = {}  # row -> minutes -> (minutes, images, FID) of each seed
         for point in group:
             fid = point["values"][0]
@@ -414,9 +416,9 @@ def figure(groups):
                 means = np.array([np.mean(places, axis=0) for _, places in sorted(times.items())])
                 curves.append((row, means[:, x], means[:, 2], f"C{i}"))
             report.draw_panel(axis, curves, [fid["real"]])
-            axis.axhline(fid["real"], color="#999999", linestyle=":")
+            axis.axhline(fid["real"], ls=":")
             axis.set(xscale="log", xlabel=words, ylabel=fid["name"])
-        column[0].set_title(name, fontsize=10)
+        column[0].set_title(name)
         column[0].legend(fontsize=7)
     return report.figure_png(drawing)
 

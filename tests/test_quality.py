@@ -41,7 +41,7 @@ def quick(here, no_plots, small_weights, monkeypatch):
         "a": quality.Row("dcgan", "own", 16, FLAGS),
         "b": quality.Row("dcgan", "shapes", 16, [*FLAGS, "--steps", "4"]),
     }
-    monkeypatch.setattr(quality, "SETS", {"own": ("own.npz", "own", 16)})
+    monkeypatch.setattr(quality, "SETS", {"own": ("own.npz", 16)})
     monkeypatch.setattr(quality, "all_rows", lambda: rows)
     monkeypatch.setattr(quality, "DIM", 64)
     monkeypatch.setattr(quality, "figure", lambda groups: b"")  # takes longer than all the rest
@@ -201,7 +201,6 @@ def test_seeds_and_changed_flags(quick, monkeypatch, capsys):
 
 def test_grids_are_blind(quick):
     quick("--minutes", "0.05", "0.1")
-    quality.SETS["own"] = ("own.npz", "own", 16)
     quick("--grids", "--minutes", "0.1")
     with open("out/quality-grids-key.json", encoding="utf-8") as file:
         key = json.load(file)
@@ -264,7 +263,7 @@ def test_real_images_without_a_split(quick):
     both = datasets.image_hashes(torch.cat([real, floor]))
     assert len(real) == len(floor) == 30 and len(both.unique()) == 60
     assert not torch.isin(both, tenth).any() and "training" in words
-    choosing = quality.parse_args(["--ablation", "cgan"])
+    choosing = quality.parse_args(["--ablation", "dcgan"])
     real, _, _ = quality.real_images(row, "crop", choosing)
     assert torch.isin(datasets.image_hashes(real), tenth).all()
 
@@ -289,10 +288,12 @@ def test_rows_of_presets(monkeypatch):
     assert {f"vae_mlp-{data}-best" for data in quality.SETS} <= new.keys() - rows.keys()
     monkeypatch.setitem(presets, "best", {"data": "mnist", "size": 32})
     assert not [name for name in quality.all_rows() if re.fullmatch("vae_mlp-.*-best", name)]
+    assert "cgan-animals-best" in rows and "cgan-cats-best" not in rows
 
 
 def test_an_ablation_removes_each_flag_of_a_preset(tmp_path, monkeypatch):
-    for file, _, _ in quality.SETS.values():
+    monkeypatch.setitem(quality.ABLATIONS, "cgan", [("cgan-animals-best", quality.EACH)])
+    for file, _ in quality.SETS.values():
         (tmp_path / file).touch()
     args = quality.parse_args(["--data", str(tmp_path), "--ablation", "cgan"])
     rows = quality.chosen_rows(args)
