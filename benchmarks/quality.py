@@ -23,6 +23,9 @@ Kill it at any time: the same command goes on. After each point, --to holds
     quality.png      FID over minutes and over images
     runs/            the run directories; kept/5-minutes.pt holds the weights of a point
 
+With --ablation NAME, ablation-NAME takes the place of quality in these names. Each value stands
+beside that of other real images in place of the generated ones, the last line of its table.
+
 Nothing that is measured has helped to choose anything. Training has seeds from 100 on and the
 generated images one of their own (LATENTS). The real images are the half of the held-out ones that
 never chooses a best.pt, or, of a set without a split, training images outside of the tenth that
@@ -105,7 +108,7 @@ def parse_args(argv=None):
     add("--seeds", type=number(int, 1), default=1, help="trainings of each row [%(default)s]")
     either = parser.add_mutually_exclusive_group().add_argument
     either("--rows", nargs="+", metavar="ROW", help="[all]")
-    either("--ablation", choices=list(ABLATIONS), help="rows with changed flags instead")
+    either("--ablation", choices=ABLATIONS, help="rows with changed flags instead")
     add("--images", type=number(int, 10), default=2000, help="at most, on each side [%(default)s]")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
     add("--to", metavar="DIR", default="docs/results/quality", help="for results [%(default)s]")
@@ -410,14 +413,14 @@ def figure(groups):
             fid = point["values"][0]
             place = (point["seconds"] / 60, point["images"], fid["value"])
             lines.setdefault(point["row"], {}).setdefault(point["minutes"], []).append(place)
-        for axis, x, words in zip(column, (0, 1), ("minutes of training", "images"), strict=True):
+        for x, axis in enumerate(column):
             curves = []
             for i, (row, times) in enumerate(lines.items()):
                 means = np.array([np.mean(places, axis=0) for _, places in sorted(times.items())])
                 curves.append((row, means[:, x], means[:, 2], f"C{i}"))
             report.draw_panel(axis, curves, [fid["real"]])
             axis.axhline(fid["real"], ls=":")
-            axis.set(xscale="log", xlabel=words, ylabel=fid["name"])
+            axis.set(xscale="log", xlabel=("minutes of training", "images")[x], ylabel=fid["name"])
         column[0].set_title(name)
         column[0].legend(fontsize=7)
     return report.figure_png(drawing)
@@ -432,11 +435,10 @@ def write_grids(args, rows, base):
     if key_file.exists():
         raise InputError(f"'{key_file}' is there: new grids have other letters; remove it for them")
     points = read_points(base, args)
-    last = args.minutes[-1]
     chosen = {}  # row -> its point
     for (name, seed, minutes), point in points.items():
         if name in rows and seed == args.seeds[0] and "values" in point:
-            if minutes == last or (minutes < last and point["ended"]):
+            if minutes == args.minutes[-1] or (minutes < args.minutes[-1] and point["ended"]):
                 chosen[name] = point
     print(f"not measured, and left out: {', '.join(rows.keys() - chosen) or 'none'}")
     key = {}
@@ -464,6 +466,7 @@ def main(argv=None):
     metrics.require(weights, DIM)
     (base.parent / "runs").mkdir(parents=True, exist_ok=True)
     with sources.locked(base.parent / "runs" / ".lock", busy=f"'{args.to}' is in use"):
+        sources.remove_half_written(base.parent)
         run_all(args, rows, weights, base)
     print(f"\nwrote {base}.jsonl, {base}.md and {base}.png")
 
