@@ -285,6 +285,7 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
     if args.mix == "half" and generated is not None:
         ranges = [(0, len(real.images)), (len(real.images), len(images))]
     count = args.batch // len(ranges)
+    flip = may_flip(test, args)
     channels, size = images.shape[1:3]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -298,7 +299,7 @@ def train_classifier(real, generated, test, args, augment, seed, device, bar=Non
             rows = torch.cat(rows)
             x = datasets.from_uint8(images[rows])
             if augment:
-                x = classical(x, may_flip(test, args))
+                x = classical(x, flip)
             x = x.contiguous(memory_format=layout(device))
             with training.autocast(device, precision):
                 logits = network(x)

@@ -340,7 +340,7 @@ def main(argv=None):
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, args.batch))
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
-    ema_inputs = [training.latents(1000, args.latent_dim, args.seed + 4)]
+        ema_inputs = [training.latents(1000, args.latent_dim, args.seed + 4)]
 
     # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")

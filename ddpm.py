@@ -108,6 +108,8 @@ PRESETS = {
     ),
 }  # fmt: skip
 
+OLDER = {"objective": "noise"}  # of checkpoints from before there was this flag
+
 # How images are sampled: {flag: (default, type, help)}. sample.py has these flags as well.
 SAMPLING = {
     "guidance": (1.0, number(float, 0), "how strongly images follow their class; 1: not amplified"),
@@ -154,10 +156,8 @@ def parse_args(argv=None):
             f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{words} [%(default)s]"
         )
     training.add_run_flags(parser, PRESETS)
-    args, typed = training.parse(parser, PRESETS, SCRIPT, argv)
+    args, typed = training.parse(parser, PRESETS, SCRIPT, argv, OLDER)
     complete_sampling(typed, vars(args))  # fails early
-    if args.resume and "objective" not in training.read_checkpoint(args.resume)["flags"]:
-        args.objective = "noise"  # like every run that is older than this flag
     return args, typed
 
 
@@ -313,7 +313,7 @@ class UNet(nn.Module):
     def __init__(self, flags, channels, class_counts):
         super().__init__()
         self.flags = flags
-        self.objective = flags.get("objective", "noise")  # older checkpoints do not say
+        self.objective = (OLDER | flags)["objective"]
         self.class_counts = class_counts
         self.classes = len(class_counts)
         size = flags["size"]

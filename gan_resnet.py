@@ -390,11 +390,11 @@ def main(argv=None):
     g_step = captured(functools.partial(generator_step, *networks, opt_g, autocast, weight))
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
-    ema_labels = training.random_labels(counts, 1000, args.seed + 4)
-    ema_inputs = [
-        training.latents(1000, args.latent_dim, args.seed + 4),
-        training.one_hot(ema_labels, len(counts)),
-    ]
+        ema_labels = training.random_labels(counts, 1000, args.seed + 4)
+        ema_inputs = [
+            training.latents(1000, args.latent_dim, args.seed + 4),
+            training.one_hot(ema_labels, len(counts)),
+        ]
 
     # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")

@@ -49,7 +49,7 @@ MAY_CHANGE = {
 # Flags that a run may have otherwise than its preset, and still be that preset.
 NO_MATTER = {
     "preset", "resume", "out", "device", "precision", "no_graph", "dry_run", "tensorboard",
-    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every", "defaults",
+    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every",
 }  # fmt: skip
 # With others of these, a number does not compare with that of the report.
 COMPARABLE = {
@@ -101,11 +101,12 @@ def add_run_flags(parser, presets, any_size=False):
     add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
 
 
-def parse(parser, presets, script, argv=None):
+def parse(parser, presets, script, argv=None, older=None):
     """Command line -> (Namespace, set of the names of the flags that were typed).
 
     A typed flag wins over the preset, or over the checkpoint of --resume. These win over defaults.
-    args.defaults: what the flags are without a command line, for changed_flags.
+    args.defaults: what the flags are without a command line, for changed_flags. older: flags of
+    checkpoints from before there were these flags, where they differ from the defaults.
     """
     args = parser.parse_args(argv)  # --help and mistakes end here
     defaults = vars(parser.parse_args([]))
@@ -116,7 +117,7 @@ def parse(parser, presets, script, argv=None):
         if args.out is not None:
             parser.error("--resume goes on in its own directory: leave out --out")
         run_directory = newest_run(script) if args.resume is True else Path(args.resume)
-        settings = flags_on_resume(run_directory, script, typed)
+        settings = (older or {}) | flags_on_resume(run_directory, script, typed)
         settings = {name: value for name, value in settings.items() if name in defaults}
         parser.set_defaults(**defaults)
         with fits(script):
@@ -825,9 +826,9 @@ class Run:
 
     def keep(self, network):
         """Write kept/<step>.pt: what makes images, which is this network and its average."""
-        states = {name: model.state_dict() for name, model in self.models.items()}
-        makers = {name: states[name] for name in (network, "ema") if name in states}
-        self.save(f"kept/{self.step:06d}.pt", models=makers, optimizers={})
+        names = [name for name in (network, "ema") if name in self.models]
+        states = {name: self.models[name].state_dict() for name in names}
+        self.save(f"kept/{self.step:06d}.pt", models=states, optimizers={})
 
     def keep_best(self, scores, size, real):
         """Write best.pt if the FID in `scores` is the lowest so far. size: of the images.
