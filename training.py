@@ -334,6 +334,7 @@ def captured(step, device, no_graph=False):
 class CapturedStep:
     """See `captured`. All graphs share a stream and a pool of memory: no two run at a time."""
 
+    first = None
     pool = None
     stream = None
 
@@ -345,7 +346,12 @@ class CapturedStep:
             torch.cuda.synchronize(device)
             CapturedStep.stream = torch.cuda.Stream(device)
             torch.cuda.set_stream(CapturedStep.stream)
-            CapturedStep.pool = torch.cuda.graph_pool_handle()
+            # A pool cannot be used again once all of its graphs are gone, as between two trainings
+            # in one process. So a first graph keeps it.
+            CapturedStep.first = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(CapturedStep.first, None, CapturedStep.stream, "thread_local"):
+                torch.zeros(1, device=device)
+            CapturedStep.pool = CapturedStep.first.pool()
             # PyTorch would advise another kind of Adam, because it sees the three plain steps
             warnings.filterwarnings("ignore", "This instance was constructed with capturable")
 
