@@ -325,14 +325,19 @@ def test_no_step_waits_for_the_gpu(tiny, monkeypatch):
 
     monkeypatch.setattr(training.Run, "should_stop", stepping)
     monkeypatch.setattr(training.Run, "count", counted)
-    for case in CASES:
-        train(case, 20, case.replace(", ", "-"), "--device", "cuda")
+    try:
+        for number, case in enumerate(CASES):
+            train(case, 20, f"run{number}", "--device", "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def calls_inside(profile, name):
     """The names of all calls that a profile has between begin and end of a record_function."""
     events = profile.events()
-    (span,) = [event.time_range for event in events if event.name == name and not event.is_async]
+    cpu = torch.autograd.DeviceType.CPU  # a GPU has a line of its own for it
+    spans = [event for event in events if event.name == name and event.device_type == cpu]
+    (span,) = [event.time_range for event in spans if not event.is_async]
     return [
         event.name
         for event in events
@@ -382,8 +387,8 @@ def test_the_profiler_sees_no_step_wait(tiny, monkeypatch):
     """A step that is captured launches its graphs, and calls nothing that waits for the GPU."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     profiles = profile_step(monkeypatch, 15, activities)
-    for case in CASES:
-        train(case, 20, case.replace(", ", "-"), "--device", "cuda")
+    for number, case in enumerate(CASES):
+        train(case, 20, f"run{number}", "--device", "cuda")
         calls = calls_inside(profiles[-1], "one step")
         if not any(name.startswith("cuda") for name in calls):
             pytest.skip("the profiler records no calls of CUDA here")
