@@ -1134,23 +1134,28 @@ class Side(NamedTuple):
 
 def parse_args(argv=None):
     parser = new_parser("metrics.py", __doc__)
-    add = parser.add_argument
-    add("real", metavar="REAL", help="the real side; of a data set with a test split, that split")
+    parser.usage = "metrics.py REAL FAKE [FAKE ...] [flags]"
+    add = parser.groups["data"].add_argument
+    words = "the real side: a data set, a path or a run; of a set with a test split, that split"
+    add("real", metavar="REAL", help=words)
     add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
     counts = number(int, 0, 100_001)
-    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side [1000]")
-    add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
-    add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side")
     add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
-    add("--fit", choices=datasets.FITS, help="to make images square [the model's, or crop]")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs [0]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
-    add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=counts, default=0, metavar="B", help="for standard errors [0]")
-    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
-    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE [0]")
+    add("--fit", choices=datasets.FITS, help="how images become square [the model's, or crop]")
+    add = parser.groups["run"].add_argument
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception")
     add("--json", action="store_true", help="print one JSON object")
+    add = parser.groups["evaluation"].add_argument
+    words = "features of Inception: 64, 192, 768, 2048 or several [768 2048]"
+    add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, help=words)
+    add("--weights", metavar="FILE", help="of Inception [torch hub's folder, or a download]")
+    add("--floor", action="store_true", help="also compare other real images with the real ones")
+    add("--bootstrap", type=counts, default=0, metavar="B", help="resamples, for standard errors")
+    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
+    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
         parser.error("--bootstrap must be at least 2 (0: none)")

@@ -7,7 +7,7 @@
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
     python report.py runs/dcgan-cats-1 --extremes
-    python report.py runs/wgan_gp-food64-1 runs/wgan_gp-food64-2 runs/wgan_gp-food64-3
+    python report.py runs/wgan_gp-1 runs/wgan_gp-2 runs/wgan_gp-3
 
 It writes into each run directory
 
@@ -1020,6 +1020,7 @@ def write_pictures(folder, pictures):
 
 def parse_args(argv=None):
     parser = new_parser("report.py", __doc__)
+    parser.usage = "report.py RUN [RUN ...] [flags]"
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     epoch = number(float, 0)
