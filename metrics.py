@@ -1048,12 +1048,9 @@ def table(values, report=None):
     rows = [["", "value", "real images", "report"]]
     protocols = []
     for value in values:
-        measured_here = value["value"] is not None
-        cells = [format_value(value), format_value(value, "real")]
-        if not measured_here:
-            cells = ["not measured", ""]
-        theirs = report.get(value["name"])
-        rows.append([title(value), *cells, "" if theirs is None else f"{theirs:,}"])
+        ours = "not measured" if value["value"] is None else format_value(value)
+        theirs = f"{report[value['name']]:,}" if value["name"] in report else ""
+        rows.append([title(value), ours, format_value(value, "real"), theirs])
         protocols.append((value["name"], protocol_of(value)))
     if all(row[3] == "" for row in rows[1:]):
         rows = [row[:3] for row in rows]
@@ -1364,7 +1361,8 @@ def parts_of(args, fake, size):
 def training_neighbours(args, side, fake, size, settings):
     """How near generated images are to training images: values, and neighbours.png in a run.
 
-    side: the generated one; fake: its Images. See neighbours.py.
+    Of two checkpoints of a run, the later one leaves its picture. side: the generated one; fake:
+    its Images. See neighbours.py.
     """
     with datasets.needed("neighbours.py"):
         import neighbours

@@ -26,7 +26,7 @@ BUDGETS = {  # file: the most code lines
     "folders.py": 566,
     "downloads.py": 300,
     "analysis.py": 200,
-    "metrics.py": 954,
+    "metrics.py": 952,
     "inception.py": 260,
     "neighbours.py": 150,
     "sample.py": 245,

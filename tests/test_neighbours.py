@@ -1,6 +1,8 @@
 """neighbours.py: against loops, on a model that copies, and on real images that nobody copied."""
 
 import json
+import re
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 import datasets
 import metrics
 import neighbours
+import training
 from neighbours import choose_real, compare, nearest, share_within
 from sources import InputError
 
@@ -167,3 +170,36 @@ def test_metrics_with_neighbours(here, small_weights, capsys, monkeypatch):
     with pytest.raises(InputError, match="--neighbours needs training images"):
         np.savez("s.npz", mu=np.zeros(64), sigma=np.eye(64))
         metrics.main(["photos.npz", "s.npz", *flags.split()])
+
+
+def test_a_run_that_copies(here, small_weights, capsys, monkeypatch):
+    """With the split that the model had; the picture lies in the run; other data are said."""
+    real = blobs(90, 0)
+    np.savez("photos.npz", images=real.permute(0, 2, 3, 1).numpy())
+    np.savez("other.npz", images=blobs(90, 1).permute(0, 2, 3, 1).numpy())
+    about = {"size": 16, "channels": 3, "classes": []}
+    about["fingerprint"] = datasets.load("photos.npz", 16).fingerprint
+    flags = {"ema": 0.0, "size": 16, "seed": 0, "fit": "crop", "hold_out": 40}
+    checkpoint = {"format": 2, "script": "dcgan", "step": 7, "data": about, "flags": flags}
+    (here / "r").mkdir()
+    torch.save({**checkpoint, "models": {}}, "r/last.pt")
+    (here / "r/args.json").write_text("{}")
+    train, held_out = datasets.load_parts("photos.npz", 16, 40)
+
+    def generate(model, n, seed=0, first=0):
+        return train.images[:n]
+
+    script = types.SimpleNamespace(generate=generate, load_model=lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(training, "load_script", lambda stem: script)
+    options = f"--dims 64 --weights {small_weights} --eval-images 20 --neighbours"
+    metrics.main(["photos.npz", "r", *options.split()])
+    out, err = capsys.readouterr()
+    assert "neighbours.png" in err
+    assert re.search(r"near training \(features 64\) +1\.0000 \+- ", out)
+    assert "50 of the 50 training images of photos were searched" in out
+    assert "20 held-out images set the limit" in out and "other images" not in err
+    assert Image.open("r/neighbours.png").height > 16 * 96
+    saved = json.loads((here / "r/metrics-last-photos.json").read_text())["values"]
+    assert [v["value"] for v in saved if v["name"].startswith("near training")] == [1, 1]
+    metrics.main(["other.npz", "r", *options.split()])
+    assert "r/last.pt was trained on other images than other.npz" in capsys.readouterr().err
