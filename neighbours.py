@@ -72,8 +72,9 @@ def choose_real(train, held_out, count, most):
     others = pool[half : 2 * half]
     words = f"{len(images):,} of the {total:,} training images of {train.name} were searched; "
     if held_out is None:
-        words += "nothing is held out, so training images stand in, each compared with all others: "
-    words += f"{half} held-out images set the limit"
+        words += f"nothing is held out: {half} of them, compared with all others, set the limit"
+    else:
+        words += f"{half} held-out images set the limit"
     if len(others):
         words += f", {len(others)} others are the real images"
     return Real(images, pool[:half], others, held_out is None, words)
@@ -121,7 +122,7 @@ def nearness(name, sets, own, how):
         of_others, _ = nearest(others, train, 1, own_rows[half:] if own else None)
         floor, floor_error = share_within(of_others[:, 0], limits[:, 0])
     words = f"share of {len(generated)} generated images that are at most as far from their "
-    words += f"nearest training image as the nearest {(half + 1) // 20} of {half} held-out images"
+    words += f"nearest training image as the nearest {(half + 1) // 20} of {half} real images"
     doubles = int((limits == 0).sum())
     if doubles:
         words += f", {doubles} of which are training images, too"
