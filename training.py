@@ -55,7 +55,7 @@ NO_MATTER = {
 COMPARABLE = {
     "data", "fit", "limit_per_class", "hold_out", "size", "steps", "epochs", "eval_images",
 }  # fmt: skip
-RESULTS = {".json", ".png", ".gif"}  # what the end of a run makes
+RESULTS = {".json", ".png", ".gif", ".html"}  # what the end of a run makes
 KILLED_EARLY = {".lock", "args.json", "source.py", "log.csv", "weights.csv"}  # what is left then
 
 # ------------------------------------------------------------------------------------------ flags

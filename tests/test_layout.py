@@ -30,6 +30,7 @@ BUDGETS = {  # file: the most code lines
     "inception.py": 260,
     "sample.py": 245,
     "report.py": 800,
+    "page.py": 420,
     "augment.py": 560,
 }
 TOKENS = 11  # a code line
@@ -46,7 +47,8 @@ ARROWS = {  # file: what it may import of ours
     "inception": {"datasets", "sources"},
     "metrics": BASE | {"inception"},
     "sample": BASE,
-    "report": BASE | {"metrics", "sample"},
+    "report": BASE | {"metrics", "sample"},  # and page, by name
+    "page": {"training", "sources"},
     "augment": BASE | {"metrics"},
     **dict.fromkeys(SCRIPTS, BASE),
 }
