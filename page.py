@@ -27,8 +27,8 @@ import training
 from sources import printable
 
 FRAMES = 60  # of a slider, at most
-FILM_BYTES = 1_200_000  # of all frames of a page: as text they take a third more
-PICTURE_BYTES = 750_000  # of all other pictures
+PAGE_BYTES = 2_100_000  # of all pictures of a page: as text they take a third more
+PICTURE_BYTES = 700_000  # of those that are not frames of a slider
 POINTS = 1000  # of a curve, at most
 PICTURES = {  # what report.py draws: its title
     "strip": "Samples at a few epochs",
@@ -181,7 +181,7 @@ def film(run, kind, limit):
     style = f"aspect-ratio:{picture.width}/{picture.height};--w:{factor * picture.width:.0f}px"
     notes = [f"{len(frames)} of {len(samples):,} pictures"]
     if len(pictures) < len(opened):
-        notes.append(f"{len(opened) - len(pictures)} are damaged")
+        notes.append(f"{len(opened) - len(pictures)} damaged")
     if kind == "reconstructions":
         notes.append("each image with its reconstruction under it")
     rows = ""
@@ -194,20 +194,20 @@ def film(run, kind, limit):
 <figcaption>{words}</figcaption><p class="note">{"; ".join(notes)}</p></figure>"""
 
 
-def films(runs, kinds):
-    """The section with the samples of runs, and one slider for all of them."""
+def films(runs, kinds, limit):
+    """The section with the samples of runs, about `limit` bytes, and one slider for all of them."""
     chosen = [(run, kind) for run in runs for kind in kinds if run.films.get(kind)]
     if not chosen:
         return "<section><h2>Samples</h2><p>There are none yet.</p></section>"
-    figures = [film(run, kind, FILM_BYTES // len(chosen)) for run, kind in chosen]
-    return f"""<section id="films"><h2>Samples</h2><div class="bar">
+    figures = [film(run, kind, limit // len(chosen)) for run, kind in chosen]
+    return f"""<section id="films"><h2>Samples</h2><div class="bar sticky">
 <button type="button" aria-label="play">&#9654;</button>
 <input type="range" min="0" value="0" aria-label="step of the samples"><output></output></div>
-<div class="row">{"".join(figures)}</div></section>"""
+<div class="films">{"".join(figures)}</div></section>"""
 
 
-def pictures(run, names):
-    """What else report.py has drawn of a run, as figures."""
+def pictures(run, names, limit):
+    """What else report.py has drawn of a run, as figures of about `limit` bytes."""
     paths = {name: run.folder / f"{name}.png" for name in names}
     opened = {name: open_picture(path, 1600) for name, path in paths.items()}
     opened = {name: picture for name, picture in opened.items() if picture}
@@ -216,7 +216,7 @@ def pictures(run, names):
         if name == "weights":
             data = palette_png(picture)
         else:
-            data = smaller_jpeg(picture, PICTURE_BYTES // len(opened))
+            data = smaller_jpeg(picture, limit // len(opened))
         words = text(f"{run.name}: {PICTURES[name]}")
         width = f' style="min-width:{min(picture.width, 560)}px"'
         card = "card whole" if name == "weights" else "card"
@@ -282,7 +282,8 @@ def plot(title, curves, ends, ring=()):
         values = [float(f"{value:.5g}") for value in curve.values[where]]
         known.append({"step": curve.steps[where].tolist(), "y": values})
         key = f'<svg viewBox="0 0 24 8"><path class="{look}" d="M0 4H24"/></svg>'
-        legend.append(f"<li>{key}{text(label if label != title else '')} <b></b></li>")
+        words = "" if label == title and len(curves) == 1 else text(label)
+        legend.append(f"<li>{key}{words} <b></b></li>")
     grid = []
     ticks = []
     for value in nice_ticks(low, high):
@@ -328,6 +329,8 @@ aria-label="step at which the curves are read"><output></output></div>
 
 def meaning(what):
     """In a sentence, what is good, or ""."""
+    if what.endswith("at that step"):  # of the best FID; the value itself has a row, too
+        return ""
     return next((words for start, words in MEANINGS.items() if what.startswith(start)), "")
 
 
@@ -356,7 +359,8 @@ def table(rows):
         first = f"{text(what)}<small>{words}</small>" if words else text(what)
         others = "".join(f"<{tag}>{text(cell)}</{tag}>" for cell in cells)
         lines.append(f'<tr><th scope="row">{first}</th>{others}</tr>')
-    return f'<div class="scroll" tabindex="0"><table>{"".join(lines)}</table></div>'
+    content = f'<table style="--n:{len(rows[0]) - 1}">{"".join(lines)}</table>'
+    return f'<div class="scroll" tabindex="0">{content}</div>'
 
 
 def numbers(run):
@@ -398,15 +402,16 @@ def next_steps(run, last):
     path = str(run.folder)
     flags = run.args["flags"]
     script = f"{run.args['script']}.py"
-    steps = [
-        (["sample.py", path, "--count", "64", "--to", "grid.png"], "64 new images"),
-        ([script, "--resume", path, "--steps", str(2 * last)], "go on for as many steps again"),
-        (["report.py", path, "OTHER"], "compare it with another run"),
-    ]
-    if not run.values and "data" in flags:
-        steps.insert(1, (["metrics.py", flags["data"], path, "--floor"], "measure how good it is"))
-    if not (run.folder / "extremes.png").exists():
-        steps.append((["report.py", path, "--extremes"], "its best and worst images"))
+    steps = [(["report.py", path, "OTHER"], "Compare it with another run")]
+    if (run.folder / "last.pt").exists():
+        steps.append((["sample.py", path, "--count", "64", "--to", "grid.png"], "64 new images"))
+        if not run.values and "data" in flags:
+            words = ["metrics.py", flags["data"], path, "--floor"]
+            steps.append((words, "Measure how good it is"))
+        if not (run.folder / "extremes.png").exists():
+            steps.append((["report.py", path, "--extremes"], "Its best and worst images"))
+        words = [script, "--resume", path, "--steps", str(2 * last)]
+        steps.append((words, "Train for as many steps again"))
     items = []
     for words, purpose in steps:
         items.append(f"<li>{purpose}<pre>{text(shlex.join(['python', *words]))}</pre></li>")
@@ -471,9 +476,11 @@ def run_page(run):
     last = max(
         [*steps, *(step for samples in run.films.values() for step, _ in samples)], default=0
     )
-    drawn = pictures(run, PICTURES)
-    drawn = f'<section><h2>Pictures</h2><div class="grid2">{drawn}</div></section>' if drawn else ""
-    parts = [description(run, last), films([run], ["samples", "reconstructions"]), curves]
+    drawn = pictures(run, PICTURES, PICTURE_BYTES)
+    if drawn:
+        drawn = f'<section><h2>Pictures</h2><div class="pictures">{drawn}</div></section>'
+    limit = PAGE_BYTES - len(drawn) * 3 // 4
+    parts = [description(run, last), films([run], ["samples", "reconstructions"], limit), curves]
     return page(run.name, [*parts, numbers(run), drawn, next_steps(run, last)], data)
 
 
@@ -488,9 +495,14 @@ def comparison_page(runs, rows, notes):
                 curves.append((run.name, index, run.curves[column]))
         plots.append((curves[0][2].title, curves, ()))
     curves, data = curves_section(plots)
-    parts = [f"<header><h1>Comparison of {len(runs)} runs</h1></header>", films(runs, ["samples"])]
-    parts += [curves, f"<section><h2>Numbers</h2>{table(rows)}{protocols(notes)}</section>"]
+    sections = []
     for run in runs:
-        drawn = pictures(run, COMPARED)
-        parts.append(f'<section><h2>{text(run.name)}</h2><div class="grid2">{drawn}</div></section>')
-    return page("Comparison", parts, data)
+        drawn = pictures(run, COMPARED, PICTURE_BYTES // len(runs))
+        words = f'<h2>{text(run.name)}</h2><div class="pictures">{drawn}</div>'
+        sections.append(f"<section>{words}</section>")
+    limit = PAGE_BYTES - sum(map(len, sections)) * 3 // 4
+    names = text(", ".join(run.name for run in runs))
+    parts = [f"<header><h1>Comparison of {len(runs)} runs</h1><p>{names}</p></header>"]
+    parts += [films(runs, ["samples"], limit), curves]
+    parts.append(f"<section><h2>Numbers</h2>{table(rows)}{protocols(notes)}</section>")
+    return page("Comparison", [*parts, *sections], data)
