@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 import training
-from sources import printable
+from sources import InputError, printable
 
 FRAMES = 60  # of a slider, at most
 PAGE_BYTES = 2_100_000  # of all pictures of a page: as text they take a third more
@@ -50,8 +50,9 @@ MEANINGS = {  # how the name of a value begins: what is good
     "recall": "Share of real images that lie among generated ones: low means little variety.",
     "density": "How many real images surround a generated one: near 1 is good.",
     "coverage": "Share of real images with a generated one near by: higher is better.",
-    "MS-SSIM": "Likeness of two images: good near the value of real ones; above it, less variety.",
-    "SSIM": "Likeness of two images: good near the value of real ones; above it, less variety.",
+    "MS-SSIM (among": "Likeness of two generated images: far above real ones, there is no variety.",
+    "MS-SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
+    "SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
     "collapse": "Pairs that are nearly the same: many more than among real images is collapse.",
     "class accuracy, reverse": "Of a classifier trained on generated images: higher is better.",
     "class accuracy": "How often a classifier sees the class that was asked for: higher is better.",
@@ -218,7 +219,7 @@ def pictures(run, names, limit):
         else:
             data = smaller_jpeg(picture, limit // len(opened))
         words = text(f"{run.name}: {PICTURES[name]}")
-        width = f' style="min-width:{min(picture.width, 560)}px"'
+        width = f' style="min-width:{min(picture.width, 520)}px"'
         card = "card whole" if name == "weights" else "card"
         figures.append(f"""<figure class="{card}"><figcaption>{PICTURES[name]}</figcaption>
 <div class="scroll" tabindex="0">{image(data, words, width)}</div></figure>""")
@@ -370,8 +371,8 @@ def numbers(run):
     rows = [("", "this run", "real images")]
     rows += [(what, value, real) for what, (value, real, _) in run.values.items() if value]
     notes = [(what, protocol) for what, (_, _, protocol) in run.values.items() if protocol]
-    return f"""<section><h2>Numbers</h2>{table(rows)}<p class="note">Under "real images" stands
-what other real images get: no generator can be expected to do better.</p>{protocols(notes)}
+    return f"""<section><h2>Numbers</h2>{table(rows)}<p class="note">"real images": what real
+images get in place of generated ones, the best that a generator can hope for.</p>{protocols(notes)}
 </section>"""
 
 
@@ -447,7 +448,10 @@ def description(run, last):
 def page(title, parts, data):
     """page.html with a title, parts of its body, and data for its script. Its policy lets only this
     script run, and nothing come from elsewhere."""
-    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    path = Path(__file__).with_name("page.html")
+    if not path.is_file():
+        raise InputError("it needs page.html next to page.py")
+    template = path.read_text(encoding="utf-8")
     script = re.search("<script>(.*)</script>", template, re.DOTALL).group(1)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "

@@ -15,6 +15,7 @@ import datasets
 import page
 import report
 import training
+from sources import InputError
 
 SIZE = 16
 HOSTILE = "<script>alert(1)</script>"
@@ -305,6 +306,12 @@ def test_without_page(tmp_path, monkeypatch, capsys):
     report.main([str(tmp_path / "a"), str(tmp_path / "b")])
     assert (tmp_path / "comparison.md").exists() and not (tmp_path / "comparison.html").exists()
     assert "no report.html" not in capsys.readouterr().err
+
+
+def test_without_the_template(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "__file__", str(tmp_path / "page.py"))
+    with pytest.raises(InputError, match="it needs page.html next to page.py"):
+        page_of(make_run(tmp_path / "run"))
 
 
 def test_a_page_that_fails_costs_one_line(tmp_path, monkeypatch, capsys):

@@ -123,6 +123,7 @@ def test_a_run_directory(tiny, name, capsys, monkeypatch):
     assert size == (8 * 18 - 2, rows * 18 - 2)
     pictures = ["losses.png", "weights.png", "progress.gif", "strip.png", "interpolation.png"]
     pictures += ["reconstructions.gif"] if name in AUTOENCODERS else []
+    assert (run_directory / "report.html").stat().st_size < 3_000_000
     pictures += {"cvae": ["classes.png"], "ddpm": ["denoising.png", "guidance.png"]}.get(name, [])
     for picture in pictures:
         Image.open(run_directory / picture).verify()
@@ -795,11 +796,12 @@ def test_a_renamed_and_changed_copy(tiny, name):
     ok("mygan.py", "--resume", "--steps", "8")
     ok("mygan.py", *flags, "--steps", "8", "--out", "whole")
     assert_same("whole", "runs/mygan-tiny-1")
-    for file in ("sample", "metrics", "inception", "report"):
-        shutil.copy(ROOT / f"{file}.py", tiny)
+    for file in ("sample.py", "metrics.py", "inception.py", "report.py", "page.py", "page.html"):
+        shutil.copy(ROOT / file, tiny)
     run_directory = "runs/mygan-tiny-1"
     assert "report.py" not in ok("mygan.py", "--resume", run_directory, "--steps", "9").stderr
-    assert (tiny / run_directory / "losses.png").exists()
+    for file in ("losses.png", "report.html"):
+        assert (tiny / run_directory / file).exists()
     ok("sample.py", run_directory, "--count", "6", "--to", "images/")
     assert len(list((tiny / "images").glob("**/*.png"))) == 6
     ok("report.py", run_directory)
