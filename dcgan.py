@@ -118,6 +118,10 @@ def parse_args(argv=None):
         default=10_000,
         help="steps until the noise has faded to 0 [%(default)s]",
     )
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
+    add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)
 
@@ -126,19 +130,26 @@ def parse_args(argv=None):
 
 
 class Generator(nn.Module):
-    """z (N, latent_dim) -> images (N, channels, size, size) in [-1, 1]."""
+    """z (N, latent_dim) -> images (N, channels, size, size) in [-1, 1].
 
-    def __init__(self, size, channels, latent_dim, width):
+    upsample: what doubles the side. "transposed": a 4x4 transposed convolution, as in the paper.
+    "nearest": every pixel repeated, then a 3x3 convolution, which makes no checkerboard.
+    """
+
+    def __init__(self, size, channels, latent_dim, width, upsample="transposed"):
         super().__init__()
         self.latent_dim = latent_dim
+        up = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        if upsample == "nearest":
+            up = training.UpsampleConv2d
         widths = training.layer_widths(size, width)  # at size 64, width 64: 512, 256, 128, 64
         layers = [nn.ConvTranspose2d(latent_dim, widths[0], 4, 1, 0, bias=False)]  # (N, 8f, 4, 4)
         for in_channels, out_channels in pairwise(widths):
             layers += [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)]
             # the side doubles, the channels halve
-            layers += [nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False)]
+            layers += [up(in_channels, out_channels, bias=False)]
         layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(inplace=True)]
-        layers += [nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1, bias=False)]
+        layers += [up(widths[-1], channels, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())  # (N, channels, size, size)
 
     def forward(self, z):
@@ -256,7 +267,8 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     """
     flags = checkpoint["flags"]
     channels = checkpoint["data"]["channels"]
-    generator = Generator(flags["size"], channels, flags["latent_dim"], flags["width"])
+    upsample = flags.get("upsample", "transposed")  # checkpoints from before the flag have none
+    generator = Generator(flags["size"], channels, flags["latent_dim"], flags["width"], upsample)
     states = checkpoint["models"]
     name = "ema" if weights == "ema" and "ema" in states else "generator"
     generator.load_state_dict(states[name])
@@ -308,8 +320,10 @@ def main(argv=None):
     # The seed fixes the weights and latents. The latents of the pictures have seeds of their own.
     torch.manual_seed(args.seed)
     channels = data.images.shape[1]
-    generator = Generator(args.size, channels, args.latent_dim, args.width).apply(init_weights)
-    discriminator = Discriminator(args.size, channels, args.width).apply(init_weights)
+    generator = Generator(args.size, channels, args.latent_dim, args.width, args.upsample)
+    discriminator = Discriminator(args.size, channels, args.width)
+    generator.apply(init_weights)
+    discriminator.apply(init_weights)
     if args.dry_run:
         training.describe(generator, torch.zeros(2, args.latent_dim))
         training.describe(discriminator, torch.zeros(2, channels, args.size, args.size))
@@ -370,6 +384,8 @@ def main(argv=None):
             training.set_lr(opt_d, lr_d * args.lr_decay**run.step)
             for _ in range(args.d_steps):
                 real, _ = next(batches)
+                if args.flip:
+                    real = training.randomly_flipped(real)
                 d_real, d_fake = d_step(real, sigma)
             for _ in range(args.g_steps):
                 g_loss = g_step(sigma)
