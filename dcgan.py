@@ -329,9 +329,8 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     channels = data.images.shape[1]
     generator = Generator(args.size, channels, args.latent_dim, args.width, args.upsample)
-    discriminator = Discriminator(args.size, channels, args.width)
     generator.apply(init_weights)
-    discriminator.apply(init_weights)
+    discriminator = Discriminator(args.size, channels, args.width).apply(init_weights)
     if args.dry_run:
         training.describe(generator, torch.zeros(2, args.latent_dim))
         training.describe(discriminator, torch.zeros(2, channels, args.size, args.size))
