@@ -536,7 +536,8 @@ def main(argv=None):
                 save_every,
                 args.keep_every,
             )
-            if args.ema > 0 and (last or used):  # averaged weights need BatchNorm statistics of their own
+            # averaged weights need BatchNorm statistics of their own
+            if args.ema > 0 and (last or used):
                 training.recount_statistics(sampler, ema_inputs)
             scores = {}
             if metrics and eval_every and (last or run.every(eval_every)):

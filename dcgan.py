@@ -77,8 +77,8 @@ PRESETS = {
     ),
     # The same images and networks, better: see docs/results/best.md
     "best": dict(
-        data="cats64", size=64, width=64, latent_dim=100, batch=128, epochs=50, lr=5e-4, lr_d=2.5e-4,
-        ema=0.999, upsample="nearest", flip=True,
+        data="cats64", size=64, width=64, latent_dim=100, batch=128, epochs=50,
+        lr=5e-4, lr_d=2.5e-4, ema=0.999, upsample="nearest", flip=True,
         report=R2,
     ),
     # R1a: 100 epochs of 1,000 steps. lr_decay is applied per step; per epoch it would do nothing.
