@@ -34,13 +34,13 @@ TINY = TINY.split()
 NOISE = "--ema 0.9 --noise 0.1 --noise-steps 15 --lr-decay 0.99"
 VAE = "--ema 0.9 --lr-decay 0.99 --likelihood sigma --kl-warmup 15 --hold-out 10 --latent-dim 6"
 SCRIPTS = {
-    "dcgan": f"{NOISE} --d-steps 2",
+    "dcgan": f"{NOISE} --d-steps 2 --upsample nearest --flip",
     "wgan_gp": f"{NOISE} --critic-steps 2 --normalize channel --stages 2 --stage-steps 10 "
-    "--fade-steps 4",
+    "--fade-steps 4 --upsample nearest --flip",
     "vae_mlp": VAE,
     "cvae": f"{VAE} --balance",
     "cgan": f"{NOISE} --d-steps 2 --g-steps 2 --r1 1 --r1-every 3 --augment --weight-decay 0.1 "
-    "--latent-dim 6 --balance",
+    "--latent-dim 6 --balance --upsample nearest --flip",
     "gan_resnet": f"{NOISE} --g-steps 2 --conditional --similarity 1",
     "ddpm": "--ema 0.9 --lr-decay 0.99 --blocks 1 --timesteps 20 --sample-steps 2 --guidance 2 "
     "--eta 0.5 --flip --balance",
