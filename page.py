@@ -17,6 +17,7 @@ import json
 import math
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,13 +108,15 @@ def spread(items, limit):
 
 def open_picture(path, width):
     """A picture as RGB, at most so many pixels wide. None if it is damaged or far too large."""
-    with contextlib.suppress(Exception):  # Pillow has many ways to say so
-        with Image.open(path) as file:
-            if file.width * file.height < 50_000_000:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
                 picture = file.convert("RGB")
-                picture.thumbnail((width, 8000))
-                return picture
-    return None
+    except Exception:  # Pillow has many ways to say so
+        return None
+    picture.thumbnail((width, 8000))
+    return picture
 
 
 def jpeg(picture, quality):
@@ -187,7 +190,9 @@ def film(run, kind, limit):
         notes.append("each image with its reconstruction under it")
     rows = ""
     if kind == "samples" and run.rows:
-        notes.append(f"a row for each of {len(run.rows)} classes")
+        count = len(run.args["data"]["classes"])
+        first = f"the first {len(run.rows)} of " if len(run.rows) < count else ""
+        notes.append(f"a row for each of {first}{count} classes")
         rows = "".join(f"<li><span>{text(name)}</span></li>" for name in run.rows)
         rows = f'<ol class="names">{rows}</ol>'
     return f"""<figure class="film"><div class="stage">{rows}
@@ -249,9 +254,11 @@ def span(values):
 def line(x, y, css):
     """A path of SVG through points in units of the plot, 0 to 1, y upwards."""
     points = [f"{1000 * a:.1f} {300 - 300 * b:.1f}" for a, b in zip(x, y, strict=True)]
-    if len(points) == 1:
-        points *= 2  # a dot
-    return f'<path class="{css}" d="M{"L".join(points)}"/>'
+    path = f'<path class="{css}" d="M{"L".join(points)}"/>'
+    if len(points) <= 40:  # a dot is a line of no length with round ends
+        dots = "".join(f"M{point}h0" for point in points)
+        path += f'<path class="{css} dots" d="{dots}"/>'
+    return path
 
 
 def plot(title, curves, ends, ring=()):
@@ -428,17 +435,22 @@ def description(run, last):
     training = f"{last:,} steps of {args['flags'].get('batch')} images, {epochs} epochs"
     if "seconds" in run.curves:
         training += f", {run.curves['seconds'].values[-1] / 60:,.1f} minutes"
+    where = ", ".join(str(args[key]) for key in ("device", "precision") if key in args)
     facts = {
         "Model": model,
         "Data": f"{about.get('name')}, {about.get('count', 0):,} images of {about['size']} pixels",
-        "Training": f"{training} ({args.get('device')}, {args.get('precision')})",
+        "Training": f"{training} ({where})",
     }
     items = "".join(f"<dt>{what}</dt><dd>{text(words)}</dd>" for what, words in facts.items())
-    classes = ""
+    classes = []
     for name, count in zip(about["classes"], about.get("counts", []), strict=False):
-        classes += f"<li>{text(name)} <b>{count:,}</b></li>"
+        classes.append(f"<li>{text(name)} <b>{count:,}</b></li>")
     if classes:
-        items += f'<dt>Classes</dt><dd><ul class="classes">{classes}</ul></dd>'
+        items += f'<dt>Classes</dt><dd><ul class="classes">{"".join(classes[:20])}</ul>'
+        if more := classes[20:]:
+            words = f"<summary>{len(more)} more classes</summary>"
+            items += f'<details>{words}<ul class="classes">{"".join(more)}</ul></details>'
+        items += "</dd>"
     flags = [(name, json.dumps(value)) for name, value in args["flags"].items()]
     return f"""<header><h1>{text(run.name)}</h1><dl>{items}</dl>
 <pre tabindex="0">{text(command(args))}</pre>
@@ -497,13 +509,15 @@ def comparison_page(runs, rows, notes):
         for index, run in enumerate(runs):
             if column in run.curves:
                 curves.append((run.name, index, run.curves[column]))
-        plots.append((curves[0][2].title, curves, ()))
+        title = curves[0][2].title
+        plots.append((f"loss {title}" if column.startswith("loss_") else title, curves, ()))
     curves, data = curves_section(plots)
     sections = []
     for run in runs:
         drawn = pictures(run, COMPARED, PICTURE_BYTES // len(runs))
-        words = f'<h2>{text(run.name)}</h2><div class="pictures">{drawn}</div>'
-        sections.append(f"<section>{words}</section>")
+        if drawn:
+            words = f'<h2>{text(run.name)}</h2><div class="pictures">{drawn}</div>'
+            sections.append(f"<section>{words}</section>")
     limit = PAGE_BYTES - sum(map(len, sections)) * 3 // 4
     names = text(", ".join(run.name for run in runs))
     parts = [f"<header><h1>Comparison of {len(runs)} runs</h1><p>{names}</p></header>"]

@@ -965,8 +965,14 @@ def run_for_page(page, folder, args, name):
     if best:
         column, row = best
         best = (column, log["step"][row], log[column][row])
-    classes = args["data"]["classes"][:16] if rows_are_classes(args) else []  # of many, the first
-    return page.Run(name, folder, args, curves, panels, best, films, classes, {})
+    rows = []
+    if rows_are_classes(args) and "samples" in films:
+        with contextlib.suppress(InputError):
+            height = open_picture(films["samples"][-1][1]).height
+            count = (height + 2) // (args["data"]["size"] + 2)
+            rows = args["data"]["classes"][:count]  # of many, training.class_rows takes the first
+            rows = rows if len(rows) == count else []
+    return page.Run(name, folder, args, curves, panels, best, films, rows, {})
 
 
 def all_values(folder, run):

@@ -36,7 +36,7 @@ def make_run(folder, steps=range(0, 101, 20), classes=(), script="dcgan", rows=r
     args = {"script": script, "preset": None, "steps_per_epoch": 10, "data": about, "flags": flags}
     (folder / "args.json").write_text(json.dumps(args), encoding="utf-8")
     for step in steps:
-        count = 8 * len(classes) or 16
+        count = 8 * min(16, len(classes)) or 16
         images = torch.full((count, 3, SIZE, SIZE), step % 256, dtype=torch.uint8)
         datasets.save_picture(datasets.grid(images, 8), folder / "samples" / f"{step:06d}.png")
     lines = ["step,epoch,seconds,img_per_s,loss_d,loss_g,fid_768"]
@@ -169,8 +169,13 @@ def test_rows_of_classes_have_their_names(tmp_path, count):
     source, _ = page_of(make_run(tmp_path / "run", [0], classes, "cgan"))
     names = re.search('<ol class="names">(.*?)</ol>', source).group(1)
     assert re.findall("<span>(.*?)</span>", names) == classes[:16]
-    plain, _ = page_of(make_run(tmp_path / "plain", [0], classes, "dcgan"))
-    assert '<ol class="names">' not in plain
+    others = [make_run(tmp_path / "plain", [0], classes, "dcgan")]
+    others.append(make_run(tmp_path / "other", [0], classes, "cgan"))  # a script draws other rows
+    shutil.copy(
+        make_run(tmp_path / "wide", [0], "abc") / "samples/000000.png", others[1] / "samples"
+    )
+    for other in others if count < 16 else others[:1]:
+        assert '<ol class="names">' not in page_of(other)[0]
 
 
 def test_what_the_script_knows_of_the_curves(tmp_path):
@@ -196,6 +201,7 @@ def test_curves_are_drawn_where_their_values_are():
     margin = 0.06  # of the range, below and above
     assert np.isclose(known["low"], -margin) and np.isclose(known["high"], 1 + margin)
     path = re.findall('<path class="c0 d0" d="M(.*?)"/>', content)[-1]  # the first is the legend's
+    assert content.count("h0") == 3  # a dot for each
     points = [tuple(map(float, point.split())) for point in path.split("L")]
     top = 300 * margin / (1 + 2 * margin)
     expected = [(0, 300 - top), (500, top), (1000, top)]
