@@ -389,7 +389,7 @@ def test_the_pages_in_a_browser(hostile, chromium):
     (hostile / "report.html").write_text(page_of(hostile)[0], encoding="utf-8")
     other = make_run(hostile.parent / "other", steps=(0, 100))
     (hostile.parent / "comparison.html").write_text(compare(hostile, other), encoding="utf-8")
-    tab = chromium.new_page()
+    tab = chromium.new_page(has_touch=True)
     tab.set_default_timeout(60_000)
     tab.on("console", lambda message: problems.append(message.text))
     tab.on("pageerror", lambda error: problems.append(str(error)))
@@ -428,6 +428,14 @@ def test_the_pages_in_a_browser(hostile, chromium):
     assert fid.inner_text() == "-"  # not measured yet
     tab.mouse.move(box["x"] + box["width"] * (60 - 5) / 95, box["y"] + 9)
     assert fid.inner_text() == "25 at 50"
+    tab.touchscreen.tap(box["x"] + box["width"] - 1, box["y"] + 9)
+    assert fid.inner_text() == "50"
+    button = tab.locator("#films button")
+    button.click()  # plays from the start
+    assert button.get_attribute("aria-label") == "stop"
+    tab.locator("#films output", has_text="step 40").wait_for()
+    button.click()
+    assert button.get_attribute("aria-label") == "play"
     assert tab.locator(".names span").first.inner_text() == HOSTILE
     assert tab.locator("script").count() == 2 and problems == []
     tab.close()
