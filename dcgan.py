@@ -101,11 +101,12 @@ PRESETS = {
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
+    add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
