@@ -122,6 +122,9 @@ def add_own_flags(parser):
     add("--class-scale", type=rate, default=1.0, help=words)
     words = "normalization in the discriminator [%(default)s]"
     add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
@@ -141,9 +144,6 @@ def add_own_flags(parser):
     words = "steps until the noise has faded to 0 [%(default)s]"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--augment", action="store_true", help="show the discriminator randomly changed images")
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     add("--balance", action="store_true", help="draw every class equally often")
 

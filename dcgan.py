@@ -106,6 +106,9 @@ def parse_args(argv=None):
     whole = number(int, 1)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
@@ -127,9 +130,6 @@ def parse_args(argv=None):
         default=10_000,
         help="steps until the noise has faded to 0 [%(default)s]",
     )
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)

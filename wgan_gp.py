@@ -124,6 +124,9 @@ def parse_args(argv=None):
     add("--critic-norm", choices=["none", "layer"], default="none", help="its norm [%(default)s]")
     about = "learn images in [-1, 1], or with mean 0 and deviation 1 in each channel [%(default)s]"
     add("--normalize", choices=["tanh", "channel"], default="tanh", help=about)
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=1e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
@@ -135,9 +138,6 @@ def parse_args(argv=None):
     add("--stages", type=whole, default=1, help="3: grow from a quarter of the size [%(default)s]")
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage [%(default)s]")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)
