@@ -7,7 +7,7 @@
     python augment.py --data mnist --per-class 20 50 --width 16    # an hour or two on two cores
     python augment.py --data cifar10 --per-class 20 50 100 200 --add 500    # a learning curve
     python augment.py --data cifar10 --add 50 200 1000 --subsets 3    # how many to add? on a GPU
-    python augment.py --data photos/ --per-class 50 --generator runs/cgan-subset-50-1
+    python augment.py --data photos/ --per-class 50 --generator runs/cgan-50
     python augment.py --resume runs/augment-mnist-1                # go on after Ctrl-C
 
 For each number in --per-class, that many training images of each class are drawn and kept as
@@ -97,29 +97,35 @@ GENERATORS = ("ddpm", "cgan", "cvae")
 
 def flags_parser():
     parser = new_parser("augment.py", __doc__)
-    add = parser.add_argument
     some = number(int, 1, 10**9)
     counts = number(int, 2, 10**9)
+    add = parser.groups["data"].add_argument
     add("--data", metavar="NAME|PATH", help="labelled data: a known name, a folder, zip or .npz")
     add("--per-class", type=counts, nargs="+", default=[50], help="training images a class [50]")
-    add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint [%(default)s]")
+    add("--subsets", type=number(int, 1, 10**4), default=1, help="draws of the small set")
+    add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
+    add("--fit", choices=datasets.FITS, default="crop", help="how images become square")
+    words = "half: half of each batch is generated"
+    add("--mix", choices=["union", "half"], default="union", help=words)
+    add = parser.groups["model"].add_argument
+    add("--generator", default="ddpm", help="ddpm, cgan, cvae or a checkpoint")
     add("--generator-flags", type=str, default="", help="as in --generator-flags='--steps 900'")
     add("--add", type=some, nargs="+", default=[200], help="generated images of a class [200]")
-    add("--mix", choices=["union", "half"], default="union", help="see below [union]")
-    add("--subsets", type=number(int, 1, 10**4), default=1, help="draws of the small set [1]")
-    add("--size", type=int, choices=training.SIZES, help="pixels [32 for small images, else 64]")
-    add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
-    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way [5]")
-    add("--steps", type=some, default=500, help="optimizer steps of a classifier [%(default)s]")
-    add("--batch", type=counts, default=64, help="images in one of them [%(default)s]")
-    add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet [64]")
+    add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet")
+    add = parser.groups["training"].add_argument
+    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way")
+    add("--steps", type=some, default=500, help="optimizer steps of a classifier")
+    add("--batch", type=counts, default=64, help="images in one of them")
     add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
-    add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: none [1000]")
-    add("--dims", type=int, choices=training.DIMS, default=768, help="features of FID [768]")
-    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
+    add = parser.groups["run"].add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", metavar="DIR", help="go on with this run")
+    add = parser.groups["evaluation"].add_argument
+    add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: none")
+    words = "features of FID: 64, 192, 768 or 2048"
+    add("--dims", type=int, metavar="N", choices=training.DIMS, default=768, help=words)
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     return parser
 
 

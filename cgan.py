@@ -107,19 +107,12 @@ PRESETS = {
 
 def add_own_flags(parser):
     """The flags of this model."""
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
     weight = number(float, 0)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
-    add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
-    add("--lr-g", type=rate, help="of the generator alone [--lr]")
-    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
-    add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term [%(default)s]")
     choices = ["auxiliary", "projection"]
     words = "how the discriminator uses the class [%(default)s]"
     add("--condition", choices=choices, default="auxiliary", help=words)
@@ -127,9 +120,20 @@ def add_own_flags(parser):
     add("--class-from", choices=["both", "real"], default="both", help=words)
     words = "factor on the embedding in the generator, see `Generator` [%(default)s]"
     add("--class-scale", type=rate, default=1.0, help=words)
-    words = "of the discriminator [%(default)s]"
+    words = "normalization in the discriminator [%(default)s]"
     add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
-    words = "of real against generated: see below [%(default)s]"
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
+    add = parser.groups["training"].add_argument
+    add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
+    add("--lr-g", type=rate, help="of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
+    add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
+    add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
+    add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term [%(default)s]")
+    words = "of real against generated images [%(default)s]"
     add("--loss", choices=["hinge", "logistic"], default="hinge", help=words)
     words = "weight of the penalty on the slope at real images [%(default)s]"
     add("--r1", type=weight, default=0.0, help=words)
@@ -140,9 +144,6 @@ def add_own_flags(parser):
     words = "steps until the noise has faded to 0 [%(default)s]"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--augment", action="store_true", help="show the discriminator randomly changed images")
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     add("--balance", action="store_true", help="draw every class equally often")
 

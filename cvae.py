@@ -127,17 +127,19 @@ TEST_COLUMNS = ("loss_recon_test", "loss_kl_test", "loss_bound_test", "mse_test"
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     whole = number(int, 1)
     count = number(int, 0)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
-    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
     add("--likelihood", choices=LIKELIHOODS, default="gaussian", help="p(x|z,y) [%(default)s]")
-    add("--kl-weight", type=number(float, 1e-9), default=1.0, help="see below [%(default)s]")
-    add("--kl-warmup", type=count, default=0, help="steps over which it grows [%(default)s]")
+    add = parser.groups["training"].add_argument
+    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
+    add("--kl-weight", type=number(float, 1e-9), default=1.0, help="factor on the KL term")
+    add("--kl-warmup", type=count, default=0, help="steps over which that factor grows")
     add("--balance", action="store_true", help="draw every class equally often")
-    add("--hold-out", type=count, default=0, help="for data without a test split [%(default)s]")
+    add = parser.groups["evaluation"].add_argument
+    add("--hold-out", type=count, default=0, help="test images, for data without a test split")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)
 

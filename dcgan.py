@@ -101,11 +101,15 @@ PRESETS = {
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
+    add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
@@ -126,9 +130,6 @@ def parse_args(argv=None):
         default=10_000,
         help="steps until the noise has faded to 0 [%(default)s]",
     )
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)

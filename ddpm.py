@@ -35,7 +35,7 @@ are optional: without them, all images belong to one class.
 
     python ddpm.py                                # built-in shapes: three minutes on two cores
     python ddpm.py --data photos/ --size 32 --preset small --flip    # your own few hundred images
-    python sample.py runs/ddpm-shapes-1 --count 64 --class star --guidance 3 --to stars.png
+    python sample.py runs/ddpm-shapes-1 --class star --guidance 3 --to stars.png
 
 Report row: R4c, which its report proposes but does not carry out. augment.py does, with this
 script.
@@ -122,15 +122,12 @@ SAMPLING = {
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     share = number(float, 0, 1)
     widths = number(int, 4, 2**20)
-    add("--width", type=widths, default=64, help="base channels, f above [%(default)s]")
-    add("--blocks", type=number(int, 1, 65), default=2, help="R at each resolution [%(default)s]")
-    words = "share of the values in a block that are set to 0 in training [%(default)s]"
-    add("--dropout", type=share, default=0.1, help=words)
-    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
-    add("--timesteps", type=number(int, 2, 10**6), default=1000, help="T above [%(default)s]")
+    add("--width", type=widths, default=64, help="base channels, f in the drawing")
+    add("--blocks", type=number(int, 1, 65), default=2, help="R in the drawing, at each resolution")
+    add("--timesteps", type=number(int, 2, 10**6), default=1000, help="from image to noise, T")
     add(
         "--noise-schedule",
         choices=["cosine", "linear"],
@@ -141,20 +138,19 @@ def parse_args(argv=None):
         "--objective",
         choices=["v", "noise"],
         default="v",
-        help="what the network predicts, see above [%(default)s]",
+        help="what the network predicts [%(default)s]",
     )
-    add(
-        "--drop-label",
-        type=share,
-        default=0.1,
-        help="share of images trained without their class, which guidance needs [%(default)s]",
-    )
+    add = parser.groups["training"].add_argument
+    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
+    words = "share of the values in a block that are set to 0 in training [%(default)s]"
+    add("--dropout", type=share, default=0.1, help=words)
+    words = "share of images trained without their class, which guidance needs"
+    add("--drop-label", type=share, default=0.1, help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     add("--balance", action="store_true", help="draw every class equally often")
+    add = parser.groups["evaluation"].add_argument
     for name, (default, kind, words) in SAMPLING.items():
-        add(
-            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{words} [%(default)s]"
-        )
+        add(f"--{name.replace('_', '-')}", type=kind, default=default, help=words)
     training.add_run_flags(parser, PRESETS)
     args, typed = training.parse(parser, PRESETS, SCRIPT, argv, OLDER)
     complete_sampling(typed, vars(args))  # fails early

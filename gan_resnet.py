@@ -25,7 +25,7 @@ generator's loss the squared error between a generated image and a real one of t
 
     python gan_resnet.py                               # built-in shapes: 3 minutes on two cores
     python gan_resnet.py --data photos/ --conditional  # your own images: sub-folders are classes
-    python sample.py runs/gan_resnet-shapes-1 --count 64 --class ring --to rings.png
+    python sample.py runs/gan_resnet-shapes-1 --class ring --to rings.png
 
 Presets that reproduce the student reports (see README.md): cifar10 is R4a, cifar10-conditional is
 R4b. Time: R4a trains on 120 images a second on one CPU core that computes in bf16. 50 epochs of
@@ -90,11 +90,13 @@ PRESETS = {
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
     add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
     add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
+    add("--conditional", action="store_true", help="give both networks the class")
+    add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
@@ -102,7 +104,6 @@ def parse_args(argv=None):
     add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
     add("--weight-decay", type=number(float, 0), default=0.0, help="AdamW's [%(default)s]")
-    add("--conditional", action="store_true", help="give both networks the class")
     words = "weight of the squared error to a real image of the class [%(default)s]"
     add("--similarity", type=number(float, 0), default=0.0, help=words)
     words = "standard deviation of noise on images [%(default)s]"

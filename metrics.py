@@ -14,6 +14,8 @@ SSIM, MS-SSIM    similarity of two images, at one scale and at several; 1 means 
        the latter is much higher than among real images, the generator has collapsed.
 precision, recall, density, coverage    by nearest neighbours among the features: are the images
        good, and is a kind of image missing?
+near training    does it copy? How many generated images are as near to a training image as few
+       real images are, with --neighbours: see neighbours.py.
 collapse   how many pairs of generated images are nearly the same, next to the count for real ones.
 
 Which FID is this? An FID means nothing without four facts, so every value comes with them in words:
@@ -41,6 +43,7 @@ into its directory, as metrics-best-<real>.json, metrics-last-<real>.json and so
     python metrics.py shapes runs/*/last.pt --bootstrap 50       # one table, with standard errors
     python metrics.py shapes runs/vae_mlp-shapes-1 --iwae 64     # a VAE: its bounds, too
     python metrics.py shapes runs/dcgan-shapes-1 --eval-images 500 --json
+    python metrics.py photos/ runs/dcgan-photos-1 --neighbours   # does it copy my photos?
 
 The weights (91 MB) are downloaded once. From Python, `evaluate(real, fake)` measures everything;
 `fid`, `kid`, `ssim`, `ms_ssim`, `collapse` and `prdc` are its parts. inception.py has `features`.
@@ -886,6 +889,10 @@ def evaluate(
     for images, words in ((real, real_words), (fake, fake_words)):
         if len(images) < 2:
             raise InputError(f"{len(images)} {words}: at least 2 are needed on each side")
+    if min(len(real), len(fake)) < 100:
+        counts = f"{len(fake)} generated and {len(real)} real images"
+        words = "with less than 100 on a side, most of a value is chance"
+        datasets.say_once(f"note: {counts} are few: {words}")
     real, real_words = averaged_down(real, real_words, fake)
     against = f"{len(fake)} {fake_words} against {len(real)} {real_words}"
     with_floor = against
@@ -1032,23 +1039,67 @@ def title(value):
 
 
 def table(values, report=None):
-    """Values as text: a line for each with that of real images, and its protocol below.
+    """Values as text: the protocol that most share, a line for each value with that of real images,
+    and what else there is to say about some of them.
 
     report: {name: published value}, printed next to ours of the same name.
     """
-    lines = []
+    report = report or {}
+    rows = [["", "value", "real images", "report"]]
+    protocols = []
     for value in values:
-        theirs = ""
-        if report and value["name"] in report:
-            theirs = f"    (report: {report[value['name']]:,})"
-        if value["value"] is None:
-            lines.append(f"{title(value):25s} not measured here{theirs}: {value['reason']}")
-            continue
-        line = f"{title(value):25s} {format_value(value)}"
-        if value["real"] is not None:
-            line += f"    (real images: {format_value(value, 'real')})"
-        lines += [line + theirs, f"    {value['protocol']}"]
-    return "\n".join(printable(line, 5000) for line in lines)
+        measured_here = value["value"] is not None
+        cells = [format_value(value), format_value(value, "real")]
+        if not measured_here:
+            cells = ["not measured", ""]
+        theirs = report.get(value["name"])
+        rows.append([title(value), *cells, "" if theirs is None else f"{theirs:,}"])
+        protocols.append((value["name"], protocol_of(value)))
+    if all(row[3] == "" for row in rows[1:]):
+        rows = [row[:3] for row in rows]
+    common, special = folded(protocols)
+    lines = [*common, "", *aligned(rows), "", *special]
+    return "\n".join(printable(line, 5000) for line in lines).strip("\n")
+
+
+def protocol_of(value):
+    """How a value was measured, or why it was not."""
+    return value.get("protocol") or f"not measured here: {value['reason']}"
+
+
+def aligned(rows):
+    """Rows of cells as lines in which the columns are aligned."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def folded(protocols):
+    """Protocols as lines in which each of their parts stands once: "whose: part; part".
+
+    protocols: [(whose, words)]. Returns the lines about most values, and those about a few.
+    """
+    owners = {}  # part -> those whose protocol has it
+    for whose, words in protocols:
+        for part in re.split(r"; (?![^()]*\))", words):  # not inside of brackets
+            owners.setdefault(part, {})[whose] = None
+    parts = {}  # owners -> their parts
+    for part, whose in owners.items():
+        parts.setdefault(tuple(whose), []).append(part)
+    common = []
+    special = []
+    everybody = dict(protocols)
+    for whose in sorted(parts, key=len, reverse=True):
+        words = "; ".join(parts[whose])
+        rest = [name for name in everybody if name not in whose]
+        if len(rest) < len(whose):
+            common.append(f"all but {', '.join(rest)}: {words}" if rest else words)
+        else:
+            special.append(f"{', '.join(whose)}: {words}")
+    return common, special
 
 
 def comparison(results):
@@ -1069,7 +1120,7 @@ def comparison(results):
             by_title.setdefault(title(value), {})[letter] = value
 
     rows = [["", *letters, "real images"]]
-    notes = []
+    whose_protocols = []
     for name, columns in by_title.items():
         cells = [format_value(columns.get(letter, {})) for letter in letters]
         # of real images there is usually one value for all columns
@@ -1077,19 +1128,15 @@ def comparison(results):
         rows.append([name, *cells, " ".join(real_cells)])
         protocols = {}  # words -> letters
         for letter, value in columns.items():
-            words = value.get("protocol") or f"not measured here: {value['reason']}"
-            words = words.replace(images[letter], "images of the column")
+            words = protocol_of(value).replace(images[letter], "images of the column")
             protocols.setdefault(words, []).append(letter)
         for words, of in protocols.items():
             which = f" ({','.join(of)})" if len(protocols) > 1 else ""
-            notes.append(f"{name}{which}: {words}")
+            whose_protocols.append((f"{value['name']}{which}", words))
 
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines.append("")
-    for row in rows:
-        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(printable(line, 5000) for line in [*lines, "", *notes])
+    common, special = folded(whose_protocols)
+    lines += [*common, "", *aligned(rows), "", *special]
+    return "\n".join(printable(line, 5000) for line in lines).strip("\n")
 
 
 def write_result(run, values, preset):
@@ -1134,23 +1181,30 @@ class Side(NamedTuple):
 
 def parse_args(argv=None):
     parser = new_parser("metrics.py", __doc__)
-    add = parser.add_argument
-    add("real", metavar="REAL", help="the real side; of a data set with a test split, that split")
+    parser.usage = "metrics.py REAL FAKE [FAKE ...] [flags]"
+    add = parser.groups["data"].add_argument
+    words = "the real side: a data set, a path or a run; of a set with a test split, that split"
+    add("real", metavar="REAL", help=words)
     add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
     counts = number(int, 0, 100_001)
-    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side [1000]")
-    add("--dims", type=int, nargs="+", choices=DIMS, help="Inception features [768 2048]")
-    add("--weights", metavar="FILE", help="Inception weights [torch hub's folder, or a download]")
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side")
     add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
-    add("--fit", choices=datasets.FITS, help="to make images square [the model's, or crop]")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs [0]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [auto]")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception [fp32]")
-    add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=counts, default=0, metavar="B", help="for standard errors [0]")
-    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
-    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE [0]")
+    add("--fit", choices=datasets.FITS, help="how images become square [the model's, or crop]")
+    add = parser.groups["run"].add_argument
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception")
     add("--json", action="store_true", help="print one JSON object")
+    add = parser.groups["evaluation"].add_argument
+    words = "features of Inception: 64, 192, 768, 2048 or several [768 2048]"
+    add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, help=words)
+    add("--weights", metavar="FILE", help="of Inception [torch hub's folder, or a download]")
+    add("--floor", action="store_true", help="also compare other real images with the real ones")
+    add("--bootstrap", type=counts, default=0, metavar="B", help="resamples, for standard errors")
+    words = "search so many training images for copies, all if N is left out [not]"
+    add("--neighbours", type=number(int, 1), nargs="?", const=2**31 - 1, help=words)
+    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
+    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
         parser.error("--bootstrap must be at least 2 (0: none)")
@@ -1283,20 +1337,49 @@ def class_values(args, fake, size, classes, settings):
 def own_values(args, fake, size):
     """What the script of a VAE measures itself, on the data of the real side."""
     about = fake.checkpoint["data"]
-    data = load(args.real, size, fit=args.fit)
+    parts, same_data = parts_of(args, fake, size)
+    data, split = datasets.measured_on(*parts)
     same_classes = data.classes == about["classes"] or not hasattr(fake.script, "asked_labels")
     if data.images.shape[1] != about["channels"] or not same_classes:
         note(f"{args.real} has other channels or classes than {fake.name}: its bound is left out")
         return []
-    same_data = data.fingerprint == about["fingerprint"]
-    flags = fake.checkpoint["flags"] if same_data else {}
-    chosen = (flags.get("hold_out", 0), args.fit, flags.get("limit_per_class"))
-    data, split = datasets.measured_on(*load_parts(args.real, size, *chosen))
     data = without(data, args.chosen_on)
     data = pick(data, shuffled(len(data.images), 1)[: args.eval_images])
     values = fake.script.own_values(fake.model, data, args.iwae)
     words = split if same_data else "given"  # the model never trained on other data
     return autoencoder(**values, words=f"{len(data.images)} {words} images of {data.name}")
+
+
+def parts_of(args, fake, size):
+    """The training and the held-out images (or None) of the real side, and whether they are those
+    of the model on the other side."""
+    about = fake.checkpoint["data"] if fake.checkpoint else {}
+    data = load(args.real, size, fit=args.fit)
+    same_data = data.fingerprint == about.get("fingerprint")
+    flags = fake.checkpoint["flags"] if same_data else {}
+    chosen = (flags.get("hold_out", 0), args.fit, flags.get("limit_per_class"))
+    return load_parts(args.real, size, *chosen), same_data
+
+
+def training_neighbours(args, side, fake, size, settings):
+    """How near generated images are to training images: values, and neighbours.png in a run.
+
+    side: the generated one; fake: its Images. See neighbours.py.
+    """
+    with datasets.needed("neighbours.py"):
+        import neighbours
+    (train, held_out), same_data = parts_of(args, side, size)
+    if side.checkpoint and not same_data:
+        note(f"{side.name} was trained on other images than {args.real}: give those as REAL")
+    held_out = without(held_out, args.chosen_on)
+    real = neighbours.choose_real(train, held_out, args.eval_images, args.neighbours)
+    results = neighbours.compare(real, fake.images, **settings)
+    run = run_of(side)
+    if run:
+        picture = neighbours.draw(fake.images, real.train, results)
+        datasets.save_picture(picture, run / "neighbours.png")
+        note(f"wrote {run / 'neighbours.png'}")
+    return [result.value for result in results]
 
 
 def without(data, chosen_on):
@@ -1313,18 +1396,24 @@ def without(data, chosen_on):
     return data
 
 
+def run_of(side):
+    """The run directory in which the checkpoint of a Side lies, or None."""
+    run = Path(side.name).absolute().parent
+    if run.name == "kept" and not (run / "args.json").is_file():
+        run = run.parent
+    return run if side.checkpoint and (run / "args.json").is_file() else None
+
+
 def write_into_run(side, result):
     """Write what was measured of a checkpoint into its run directory, if it lies in one.
 
     The file is metrics-<best, last or other>-<real>.json; a later one replaces it. result: a dict
     with the name of the "real" images, their "size", the number of "images", and "values".
     """
-    file = Path(side.name).absolute()
-    run = file.parent
-    if run.name == "kept" and not (run / "args.json").is_file():
-        run = run.parent
-    if not (side.checkpoint and (run / "args.json").is_file()):
+    run = run_of(side)
+    if run is None:
         return
+    file = Path(side.name)
     real = re.sub(r"[^\w.,+=@() -]", "_", result["real"])[-50:]  # what a system may refuse
     path = run / f"metrics-{file.stem}-{real}.json"
     result |= {"checkpoint": file.name, "step": side.checkpoint["step"]}
@@ -1353,6 +1442,8 @@ def main(argv=None):
     are_vaes = [real_is_data and hasattr(side.script, "own_values") for side in fake_sides]
     if args.iwae and not any(are_vaes):
         raise InputError("--iwae needs real images on one side and a VAE on the other")
+    if args.neighbours and not (real_is_data and all(not s.statistics for s in fake_sides)):
+        raise InputError("--neighbours needs training images on the real side, and no statistics")
 
     remarks = []  # said when nothing can be wrong any more
     if real_side.statistics and len(args.chosen_on):
@@ -1397,6 +1488,9 @@ def main(argv=None):
         own = []  # first, because it is quick to find what is wrong
         if is_vae:
             own = own_values(args, side, size)
+        if args.neighbours:
+            chosen = settings | {"precision": args.precision}
+            own += training_neighbours(args, side, fake, size, chosen)
         if real_side.statistics or side.statistics:
             pairs = [(real_side, pool), (side, fake)]
             values = statistics_values(pairs, weights, device, args.precision)

@@ -7,7 +7,7 @@
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
     python report.py runs/dcgan-cats-1 --extremes
-    python report.py runs/wgan_gp-food64-1 runs/wgan_gp-food64-2 runs/wgan_gp-food64-3
+    python report.py runs/wgan_gp-1 runs/wgan_gp-2 runs/wgan_gp-3
 
 It writes into each run directory
 
@@ -17,7 +17,8 @@ It writes into each run directory
     progress.gif       the samples from first to last; reconstructions.gif of autoencoders
     strip.png          the first 8 samples at a few epochs, one row each
     interpolation.png  walks by the best checkpoint, of each kind that the model knows
-    classes.png        real images and their latents decoded as every class (cvae.py)
+    classes.png        generated images of each class; of cvae.py real images and their latents
+                       decoded as every class
     denoising.png      from noise to image; guidance.png: more and more guidance (ddpm.py)
     extremes.png       with --extremes: the generated images most and least like real ones, by the
                        best checkpoint and by up to six of those that --keep-every kept
@@ -86,6 +87,8 @@ RING = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": "#c4003c"
 OVERLAYS = ("fid", "kid", "ms-ssim", "ssim")  # columns of log.csv with a figure of their own
 NAMES = {"ms-ssim": "MS-SSIM", "ms-ssim-3": "MS-SSIM, 3 scales", "ssim": "SSIM"}
 BEST = ("best.pt", "last.pt")  # the best checkpoint is the first of these that is there
+CLASS_ROWS = 16  # of classes.png, at most
+SAMPLES = 8  # images in each of them
 GIF_FRAMES = 60  # at most
 GIF_SIDE = 640  # pixels
 GIF_BYTES = 8_000_000
@@ -602,6 +605,19 @@ def draw_classes(folder, device):
     return png(page)
 
 
+def draw_class_rows(folder, device):
+    """classes.png of a model without an encoder: generated images of each class, with its name."""
+    checkpoint, script, model, words = open_model(folder, device)
+    classes = checkpoint["data"]["classes"]
+    rows = []
+    for label, name in enumerate(classes[:CLASS_ROWS]):
+        images = script.generate(model, SAMPLES, label=label)
+        rows.append((printable(name, 40), in_a_row(images)))
+    if len(classes) > CLASS_ROWS:
+        words += f"\nthe first {CLASS_ROWS} of {len(classes)} classes"
+    return png(labelled_rows(rows, words))
+
+
 # ------------------------------------------------------------------------------------- extremes.png
 
 
@@ -1024,6 +1040,8 @@ def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
         pictures["reconstructions.gif"] = draw(draw_progress, folder, args, "reconstructions")
     if offers(args, "as_every_class"):
         pictures["classes.png"] = draw(draw_classes, folder, device)
+    elif offers(args, "asked_labels") and len(args["data"].get("classes", [])) > 1:
+        pictures["classes.png"] = draw(draw_class_rows, folder, device)
     if offers(args, "denoising"):
         pictures["denoising.png"] = draw(draw_denoising, folder, device)
     if offers(args, "guided"):
@@ -1057,6 +1075,7 @@ def write_pictures(folder, pictures):
 
 def parse_args(argv=None):
     parser = new_parser("report.py", __doc__)
+    parser.usage = "report.py RUN [RUN ...] [flags]"
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     epoch = number(float, 0)

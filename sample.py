@@ -8,7 +8,7 @@
     python sample.py runs/dcgan-shapes-1 --count 5000 --to images/   # a PNG file for each image
     python sample.py runs/cgan-shapes-1 --class star --to stars.png  # one class
     python sample.py runs/cgan-shapes-1 --interpolate 12 --walk classes
-    python sample.py runs/vae_mlp-cats-1 --interpolate 12 --walk images --data photos/
+    python sample.py runs/vae_mlp-1 --interpolate 9 --walk images --data photos/
 
 RUN, a run directory or a checkpoint (.pt), comes first. --to means a picture if it ends in .png,
 else a folder; with a slash at the end it is always a folder. Image k depends on the seed and on k
@@ -66,7 +66,7 @@ def parse_args(argv=None):
     """
     parser = new_parser("sample.py", __doc__)
     parser.usage = "sample.py RUN [flags]"
-    add = parser.add_argument
+    add = parser.groups["data"].add_argument
     add("run", metavar="RUN", help="a run directory or a checkpoint")
     add("--count", type=number(int, 1, 10**9), default=64, help="how many images [%(default)s]")
     add("--to", metavar="PATH", help="FILE.png for one grid, or a folder [a grid]")
@@ -74,6 +74,7 @@ def parse_args(argv=None):
     add("--interpolate", type=number(int, 2, 1000), metavar="N", help="8 walks of N images each")
     add("--walk", metavar="KIND", help="spherical, linear, classes or images [the model's first]")
     add("--data", metavar="NAME|PATH", help="for --walk images: where the ends come from")
+    add = parser.groups["run"].add_argument
     add("--seed", type=number(int, 0, 2**32), default=0, help="another seed, other images [0]")
     add("--weights", choices=["ema", "plain"], default="ema", help="averaged, if any [%(default)s]")
     add("--checkpoint", choices=["best", "last"], default="last", help="of a run [%(default)s]")

@@ -23,6 +23,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -202,13 +203,44 @@ def check_output(path):
         raise InputError(f"'{path}' cannot be written ({error.strerror})") from None
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """At most 80 columns, N for numbers, and the default of each flag in brackets."""
+
+    def __init__(self, prog):
+        super().__init__(prog, width=80)
+
+    def _fill_text(self, text, width, indent):
+        lines = text.splitlines()
+        return "\n".join(textwrap.fill(line, width, break_on_hyphens=False) for line in lines)
+
+    def _split_lines(self, text, width):
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _get_default_metavar_for_optional(self, action):
+        return action.dest.upper() if action.type in (None, str) else "N"
+
+    def _get_help_string(self, action):
+        if action.nargs == 0 or action.default is None or "[" in action.help:
+            return action.help
+        return f"{action.help} [%(default)s]"
+
+
 def new_parser(prog, doc):
-    """An ArgumentParser with one-line errors. The first paragraph of `doc` stands above the flags
-    in --help, the rest below."""
+    """An ArgumentParser with one-line errors.
+
+    doc: the docstring of the program. Its first paragraph stands at the top of --help, its example
+    commands at the end. parser.groups: headings of --help; those without flags are not shown.
+    """
     title, _, rest = doc.partition("\n\n")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog, None, title, rest, formatter_class=layout)
+    examples = ["examples:"]
+    for command, remark in re.findall("^    (python .*?)(?: +# (.*))?$", rest, re.MULTILINE):
+        examples += [f"  # {remark}", f"  {command}"] if remark else [f"  {command}"]
+    examples.append(f"\nMore at the top of {prog}.")
+    parser = argparse.ArgumentParser(prog, "%(prog)s [flags]", title, "\n".join(examples))
+    parser.formatter_class = HelpFormatter
     parser.allow_abbrev = False
+    titles = ("data", "model", "training", "run", "evaluation")
+    parser.groups = {title: parser.add_argument_group(title) for title in titles}
     parser.register("type", None, filled)  # for all flags without a type of their own
 
     def error(message):

@@ -65,41 +65,55 @@ KILLED_EARLY = {".lock", "args.json", "source.py", "log.csv", "weights.csv"}  # 
 def add_run_flags(parser, presets, any_size=False):
     """Add the flags that every script has. Another default: parser.set_defaults(batch=64).
 
-    any_size: --size takes any number from 8 to 1024, not only powers of two.
+    any_size: --size takes any number from 8 to 1024, not only powers of two. sources.HelpFormatter
+    adds the defaults to the help.
     """
+    if "shapes" in presets:
+        words = "Without --data or --preset, the defaults are those of --preset shapes:"
+        parser.description += "\n\n" + " ".join([words, *flag_words(presets["shapes"])])
     size = {"type": number(int, 8, 1025)} if any_size else {"type": int, "choices": SIZES}
     some = number(int, 1)
     none = number(int, 0)
     rate = number(float, 1e-12, 1.0000001)
-    add = parser.add_argument
-    add("--preset", choices=list(presets), help="settings of a report [shapes for --data shapes]")
-    add("--data", default="shapes", help="a name (python datasets.py) or a path [%(default)s]")
-    add("--epochs", type=some, default=50, help="length in passes over the data [%(default)s]")
-    add("--steps", type=some, help="length in turns of the training loop; wins over --epochs")
-    add("--batch", type=number(int, 2), default=128, help="images in an update [%(default)s]")
+
+    add = parser.groups["data"].add_argument
+    names = f"defaults of a report: {', '.join(presets)} [shapes for --data shapes]"
+    add("--preset", choices=list(presets), metavar="NAME", help=names)
+    where = "a folder, zip, tar or .npz, or a name (python datasets.py lists them)"
+    add("--data", default="shapes", metavar="NAME|PATH", help=where)
     add("--size", **size, help="side in pixels [32 for small images, else 64]")
-    add("--fit", choices=datasets.FITS, default="crop", help="to make images square [%(default)s]")
+    add("--fit", choices=datasets.FITS, default="crop", help="how images become square")
     add("--limit-per-class", type=none, default=0, help="training images of each class; 0: all")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness [%(default)s]")
-    add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step [%(default)s]")
+
+    add = parser.groups["training"].add_argument
+    add("--epochs", type=some, default=50, help="length in passes over the data")
+    add("--steps", type=some, help="length in turns of the training loop [that of --epochs]")
+    add("--batch", type=number(int, 2), default=128, help="images in an update")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness")
+    add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step")
     add("--ema", type=number(float, 0, 1), default=0.0, help="decay of averaged weights; 0: none")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on hardware with it")
-    add("--no-graph", action="store_true", help="on an NVIDIA GPU: without CUDA graphs")
+
+    add = parser.groups["run"].add_argument
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", nargs="?", const=True, metavar="DIR", help="continue a run [the newest]")
-    add("--log-every", type=some, default=50, help="steps between rows of log.csv [%(default)s]")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on hardware with it")
+    add("--no-graph", action="store_true", help="on an NVIDIA GPU: without CUDA graphs")
+    add("--log-every", type=some, default=50, help="steps between rows of log.csv")
     add("--sample-every", type=some, help="steps between pictures [an epoch, at least 100]")
     add("--save-every", type=some, help="steps between checkpoints [an epoch, at least 100]")
     add("--keep-every", type=some, help="steps between weights that are kept for good [never]")
-    often = "steps between FIDs [never; 20 times in the preset of a report]; 0: never"
+    add("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
+    add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
+
+    add = parser.groups["evaluation"].add_argument
+    often = "steps between FIDs; 0: never [never; 20 times in the preset of a report]"
     add("--eval-every", type=none, help=often)
     images = number(int, 0, 100_001)
     add("--eval-images", type=images, default=1000, help="images on each side; 0: never evaluate")
-    add("--dims", type=int, nargs="+", choices=DIMS, default=[768, 2048], help="features of FID")
+    words = "features of FID: 64, 192, 768, 2048 or several [768 2048]"
+    add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, default=[768, 2048], help=words)
     add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
-    add("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
-    add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
 
 
 def parse(parser, presets, script, argv=None, older=None):

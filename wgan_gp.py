@@ -114,7 +114,7 @@ PRESETS = {
 def parse_args(argv=None):
     """Command line -> (Namespace, set of the names of the flags that were typed)."""
     parser = new_parser(f"{SCRIPT}.py", __doc__)
-    add = parser.add_argument
+    add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
     amount = number(float, 0)
@@ -124,19 +124,20 @@ def parse_args(argv=None):
     add("--critic-norm", choices=["none", "layer"], default="none", help="its norm [%(default)s]")
     about = "learn images in [-1, 1], or with mean 0 and deviation 1 in each channel [%(default)s]"
     add("--normalize", choices=["tanh", "channel"], default="tanh", help=about)
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
+    add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=1e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the critic alone [--lr]")
     add("--critic-steps", type=whole, default=1, help="critic updates in a step [%(default)s]")
     add("--penalty-weight", type=amount, default=10.0, help="lambda in the paper [%(default)s]")
-    add("--noise", type=amount, default=0.0, help="standard deviation [%(default)s]")
-    add("--noise-steps", type=whole, default=10_000, help="until it has faded [%(default)s]")
+    add("--noise", type=amount, default=0.0, help="deviation of noise on images [%(default)s]")
+    add("--noise-steps", type=whole, default=10_000, help="until noise has faded [%(default)s]")
     add("--stages", type=whole, default=1, help="3: grow from a quarter of the size [%(default)s]")
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage [%(default)s]")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
-    choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
-    add("--upsample", choices=choices, default="transposed", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)

@@ -19,6 +19,7 @@ import training
 SCRIPTS = ["dcgan", "vae_mlp", "cvae", "gan_resnet", "cgan", "wgan_gp", "ddpm"]
 TOOLS = ["sample", "metrics", "augment", "report", "datasets"]
 BENCHMARKS = ["distances", "prepare", "step", "which_fid"]
+GROUPS = ["data:", "model:", "training:", "run:", "evaluation:"]
 NASTY = ["nan", "inf", "-inf", "-1", "1e24", "1" + 30 * "0", 5000 * "9", "", " ", "\u0663", " 5"]
 NASTY += ["5 ", "5\n", "0x10", "1e-400", "1_0", "one", "\x1b[31m", "1e", "."]
 
@@ -46,6 +47,33 @@ def parser_of(monkeypatch, capsys):
         return parsers[0]
 
     return parser_of
+
+
+@pytest.mark.parametrize("name", SCRIPTS + TOOLS)
+def test_help(name, parser_of):
+    """At most 80 columns, every default, and flags in groups of the same names."""
+    parser = parser_of(name)
+    text = parser.format_help()
+    assert max(map(len, text.splitlines())) <= 80
+    examples = text[text.index("\nexamples:\n") :]
+    assert f"  python {name}.py" in examples
+    assert examples.endswith(f"\nMore at the top of {name}.py.\n")
+    words = " ".join(text.split())
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0 and action.default is not None:
+            shown = action.default
+            if isinstance(shown, list):
+                shown = " ".join(map(str, shown))
+            flag = text[text.index(f"\n  {action.option_strings[-1]} ") :].split("\n  --")[1]
+            assert f"[{shown}]" in " ".join(flag.split()), action.dest
+    if name in SCRIPTS:
+        headings = [line for line in text.splitlines() if line in GROUPS]
+        assert headings == GROUPS
+        for own in ("--width", "--latent-dim") if "--latent-dim" in text else ("--width",):
+            assert text.index("\nmodel:") < text.index(f"\n  {own} ") < text.index("\ntraining:")
+        assert "those of --preset shapes: --data=shapes --size=" in words
+        own = {a.dest for group in parser.groups.values() for a in group._group_actions}
+        assert own == {action.dest for action in parser._actions} - {"help"}  # none in no group
 
 
 def refused(parse, argv, capsys, words=""):

@@ -15,23 +15,24 @@ from count_lines import count  # noqa: E402
 BUDGETS = {  # file: the most code lines
     "dcgan.py": 320,
     "vae_mlp.py": 320,
-    "cvae.py": 373,
+    "cvae.py": 374,
     "gan_resnet.py": 320,
     "cgan.py": 450,
     "wgan_gp.py": 478,
     "ddpm.py": 472,
-    "training.py": 820,
-    "datasets.py": 541,
-    "sources.py": 691,
+    "training.py": 824,
+    "datasets.py": 542,
+    "sources.py": 712,
     "folders.py": 566,
     "downloads.py": 300,
     "analysis.py": 200,
-    "metrics.py": 890,
+    "metrics.py": 955,
     "inception.py": 260,
+    "neighbours.py": 150,
     "sample.py": 245,
     "report.py": 800,
     "page.py": 420,
-    "augment.py": 560,
+    "augment.py": 565,
 }
 TOKENS = 11  # a code line
 
@@ -45,7 +46,8 @@ ARROWS = {  # file: what it may import of ours
     "sources": set(),
     "analysis": set(),
     "inception": {"datasets", "sources"},
-    "metrics": BASE | {"inception"},
+    "neighbours": BASE | {"inception", "sample"},
+    "metrics": BASE | {"inception", "neighbours"},
     "sample": BASE,
     "report": BASE | {"metrics", "sample"},  # and page, by name
     "page": {"training", "sources"},
@@ -54,6 +56,7 @@ ARROWS = {  # file: what it may import of ours
 }
 # These are imported inside of functions only.
 LAZY = {("datasets", name) for name in ("folders", "downloads", "analysis")}
+LAZY |= {("metrics", "neighbours")}
 
 
 def source(name):

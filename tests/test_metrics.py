@@ -5,6 +5,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import runpy
 import sys
 import types
@@ -691,8 +692,8 @@ def test_three_scales_in_curve_and_evaluate():
     among_real = metrics.pair_similarities(real, seed=0)["ms-ssim-3"]
     assert (ours["real"], ours["real_error"]) == among_real and "TorchMetrics" in ours["protocol"]
     report = training.load_script("wgan_gp").PRESETS["small-gan"]["report"]
-    line = metrics.table([ours], report).splitlines()[0]
-    assert line.startswith(f"{name} 0.") and line.endswith("(report: 0.1339)")
+    line = metrics.table([ours], report).splitlines()[-1]
+    assert line.startswith(f"{name}  0.") and line.endswith("  0.1339")
 
 
 def test_usable_dims(small_weights, capsys):
@@ -771,7 +772,7 @@ def test_evaluate_goes_on_without_weights(small_weights):
         missing = [value for value in values if value["value"] is None]
         assert len(missing) == lost and all("\n" not in value["reason"] for value in missing)
         assert values[-1]["name"] == "collapse (pixels)" and values[-1]["value"] == 0
-        assert "FID                       not measured here: " in metrics.table(values)
+        assert re.search("(?m)^(FID-64, KID-64, )?FID, KID: not measured", metrics.table(values))
     with pytest.raises(InputError, match="1 generated images: at least 2"):
         metrics.evaluate(images(8), images(1))
 
@@ -791,10 +792,55 @@ def test_format_value_and_table():
     similarity = {"name": "MS-SSIM", "value": 0.5, "error": 0.01, "real": 0.25, "protocol": "how"}
     similarity |= {"real_error": 0.02}
     table = metrics.table([similarity, pairs], {"MS-SSIM": 0.5, "protocol": "theirs"})
-    line = "MS-SSIM                   0.5000 +- 0.0100    (real images: 0.2500 +- 0.0200)"
-    assert table.splitlines()[:2] == [f"{line}    (report: 0.5)", "    how"]
+    assert table.splitlines() == [
+        "how",
+        "",
+        "          value             real images       report",
+        "MS-SSIM   0.5000 +- 0.0100  0.2500 +- 0.0200  0.5",
+        "collapse  1,200 of 5,000    -",
+    ]
     missing = metrics.table([{"name": "FID", "value": None, "reason": "why"}], {"FID": 110.56})
-    assert missing == "FID                       not measured here    (report: 110.56): why"
+    lines = ["not measured here: why", "", "     value         real images  report"]
+    assert missing.splitlines() == [*lines, "FID  not measured               110.56"]
+
+
+def test_what_protocols_share_is_printed_once():
+    """Each part once, and it can be put together again for every value."""
+    network = "768 features (w.pth; fp32)"  # one part: brackets are not taken apart
+    protocols = {
+        "FID-768": [network, "60 images", "covariances N-1"],
+        "KID-768": [network, "60 images", "one subset"],
+        "recall-768": [network, "60 images"],
+        "SSIM": ["a window", "60 images"],
+        "accuracy": ["a classifier"],
+    }
+    common, special = metrics.folded([(name, "; ".join(p)) for name, p in protocols.items()])
+    assert common == [
+        "all but accuracy: 60 images",
+        f"all but SSIM, accuracy: {network}",
+    ]
+    assert special == [
+        "FID-768: covariances N-1",
+        "KID-768: one subset",
+        "SSIM: a window",
+        "accuracy: a classifier",
+    ]
+    assert metrics.folded([("FID", "a; b"), ("KID", "a; b")]) == (["a; b"], [])
+    assert metrics.folded([]) == ([], [])
+    values = [metrics.measured(name, 0.5, "; ".join(words)) for name, words in protocols.items()]
+    text = metrics.table(values)
+    assert text.splitlines()[:2] == common and text.splitlines()[-4:] == special
+    for part in {part for words in protocols.values() for part in words}:
+        assert text.count(part) == 1
+
+
+def test_few_images_are_said(here, capsys):
+    datasets.say_once.cache_clear()
+    metrics.evaluate(images(100), images(100, seed=1), dims=())
+    assert capsys.readouterr().err == ""
+    metrics.evaluate(images(100), images(99, seed=1), dims=())
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: 99 generated and 100 real images are few: ")
 
 
 def test_write_result(tmp_path, capsys):
@@ -817,7 +863,7 @@ def test_write_result(tmp_path, capsys):
         out = capsys.readouterr().out
         assert "3.25" in out
         assert ("not quite the preset food: " + changed in out) == bool(changed)
-        assert ("(report: 110.56)" in out) == ("2,020 images" in out) == comparable
+        assert ("  110.56\n" in out) == ("2,020 images" in out) == comparable
         assert ("do not compare with the report's" in out) != comparable
 
 
@@ -857,7 +903,8 @@ def test_two_data_sets(two_sets, run):
     assert "8 images of fake" in values[0]["protocol"]
     assert "8 images of real" in values[0]["protocol"]
     out, err = run("real.npz fake.npz --eval-images 30 --size 16", dims="")  # neither 768 nor 2048
-    assert out.count("not measured") == 4 and "collapse (pixels)" in out
+    assert len(re.findall("(?m)^[FK]ID.*  not measured$", out)) == 4 and "collapse (pixels)" in out
+    assert len(re.findall("(?m)^FID(-768)?, KID(-768)?: not measured here: ", out)) == 2
     assert err.count("has only 20 of the 30 images") == 2
     assert json.loads(run("real.npz fake.npz --eval-images 8 --json")[0])["size"] == 64
 
@@ -865,7 +912,8 @@ def test_two_data_sets(two_sets, run):
 def test_floor_of_a_small_set(two_sets, run):
     """20 images: 10 real ones, 10 others for the floor, and 10 of the other side."""
     out, err = run("real.npz fake.npz --size 16 --floor --json")
-    assert err.count("\n") == 1 and "real.npz has only 20 images: 10 on each side" in err
+    assert err.count("\n") == 2 and "real.npz has only 20 images: 10 on each side" in err
+    assert "10 generated and 10 real images are few" in err
     values = by_name(values_of(out))
     assert values["FID-64"]["real"] > 1e-3 and values["collapse (pixels)"]["pairs"] == 90
     assert "10 images of fake" in values["FID-64"]["protocol"]
@@ -932,7 +980,8 @@ def test_statistics_as_a_side(two_sets, run, small_weights):
         assert fid["value"] == pytest.approx(expected, rel=1e-6)
         assert "20 images: " in fid["protocol"] and small_weights.name in fid["protocol"]
         assert rest["name"] == "all else"
-    assert "all else                  not measured here: " in run("x.npz fake.npz --floor")[0]
+    out, _ = run("x.npz fake.npz --floor")
+    assert "\nall else  not measured\n" in out and "all else: not measured here: stat" in out
     save_statistics("w.npz", samples(300, 192))
     for line, words in (
         ("x.npz w.npz", "different numbers of features"),
@@ -1097,8 +1146,11 @@ def test_several_sides_are_one_table(two_sets, here, run, script):
     assert table["FID-64"][4:] == [metrics.format_value(one, "real")]
     np.savez("few.npz", images=images(4, 16).permute(0, 2, 3, 1).numpy())
     out, err = run("real.npz fake.npz few.npz --eval-images 6 --size 16")
-    assert "FID-64 (A): " in out and "FID-64 (B): " in out and "4 images of the column" in out
-    assert err.count("has only") == 1 and "precision-64 (B): not measured here" in out
+    for letter, n in ("A", 6), ("B", 4):
+        [line] = re.findall(f"(?m)^.*: {n} images of the column .*$", out)
+        assert line.startswith(f"FID-64 ({letter}), KID-64 ({letter}), ")
+    assert err.count("has only") == 1
+    assert re.search(r"(?m)^precision-64 \(B\), recall-64 \(B\), .*: not measured here", out)
     with pytest.raises(InputError, match="no data set or path 'nosuch'"):
         run("real.npz fake.npz nosuch")
 

@@ -1,9 +1,12 @@
 """report.py: the pictures of a run, and what it says when one cannot be made."""
 
+import io
 import json
 import math
 import shutil
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -923,3 +926,31 @@ def test_the_program(tmp_path):
     done = program(tmp_path, ROOT / "report.py", tmp_path)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1
     assert done.stderr.startswith("report.py: error: ") and "args.json" in done.stderr
+
+
+def test_class_rows(monkeypatch):
+    """A row of eight images for each class, beside its name; not more than 16."""
+
+    def generate(model, n, label):
+        return torch.full((n, 3, SIZE, SIZE), 10 * label, dtype=torch.uint8)
+
+    for count, rows in ((3, 3), (20, 16)):
+        checkpoint = {"data": {"classes": [f"class {c}" for c in range(count)]}}
+        script = types.SimpleNamespace(generate=generate)
+        opened = (checkpoint, script, None, "words")
+        monkeypatch.setattr(report, "open_model", lambda *_, opened=opened: opened)
+        labelled = []
+
+        def labelled_rows(pairs, caption, labelled=labelled):
+            labelled.extend([pairs, caption])
+            return sample.labelled_rows(pairs, caption)
+
+        monkeypatch.setattr(report, "labelled_rows", labelled_rows)
+        picture = Image.open(io.BytesIO(report.draw_class_rows(Path("r"), "cpu")))
+        pairs, caption = labelled
+        assert [name for name, _ in pairs] == [f"class {c}" for c in range(rows)]
+        assert [np.asarray(row)[5, 5].tolist() for _, row in pairs] == [
+            [10 * c] * 3 for c in range(rows)
+        ]
+        assert picture.width > pairs[0][1].width and picture.height > rows * pairs[0][1].height
+        assert ("the first 16 of 20 classes" in caption) is (count == 20)

@@ -191,11 +191,33 @@ def test_a_parser_says_errors_in_one_line(capsys):
         assert caught.value.code == code
     out, err = capsys.readouterr()
     assert err == "x.py: error: unrecognized arguments: --fl 3 (see --help)\n"
-    assert (
-        out.index("What it is.")
-        < out.index("--flag FLAG\n")
-        < out.index("\n    python x.py   # ind")
-    )
+    order = ("usage: x.py [flags]", "What it is.", "--flag FLAG", "  # indented\n  python x.py\n")
+    assert [out.count(words) for words in order] == [1, 1, 1, 1]
+    assert list(order) == sorted(order, key=out.index)
+
+
+def test_help_fits_and_shows_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    title = "x.py: " + 30 * "words " + "end."
+    parser = sources.new_parser("x.py", f"{title}\n\n    python x.py --much {60 * 'x'}  # remark\n")
+    add = parser.groups["model"].add_argument
+    add("--zero", type=sources.number(float, 0), default=0.0, help="0: none")
+    add("--whole", type=int, default=0, help="a number")
+    add("--name", default="", help="free text")
+    add("--kind", default="a", choices=["a", "b"], help=20 * "long --lr-g-d " + "[of data]")
+    add("--on", action="store_true", help="a switch")
+    add("--none", type=int, help="none by default")
+    parser.groups["data"].add_argument("--data", metavar="PATH", default="shapes", help="yours")
+    text = parser.format_help()
+    assert max(map(len, text.splitlines())) == 80
+    words = " ".join(text.split())
+    for line in (
+        "--zero N 0: none [0.0]", "--whole N a number [0]", "--name NAME free text []",
+        "--lr-g-d [of data] --on a switch --none N none by default", "--data PATH yours [shapes]",
+    ):  # fmt: skip
+        assert line in words
+    assert text.index("\ndata:") < text.index("\nmodel:") and "training:" not in text
+    assert "lr-\n" not in text and "SUPPRESS" not in text
 
 
 # ------------------------------------------------------------------------------------- files

@@ -22,7 +22,7 @@ PRESETS = {
 
 
 def parse(*argv, presets=PRESETS):
-    parser = new_parser("mygan.py", "A title.\n\nThe rest.")
+    parser = new_parser("mygan.py", "A title.\n\nThe rest.\n\n    python mygan.py  # alone\n")
     parser.add_argument("--lr", type=number(float, 0), default=0.1)
     parser.add_argument("--lr-d", type=number(float, 0))
     training.add_run_flags(parser, presets)
@@ -53,12 +53,23 @@ def test_a_typed_length_or_rate_wins_over_the_preset():
     assert parse("--lr", "0.5", "--lr-d", "0.25")[0].lr_d == 0.25
 
 
-def test_help_shows_the_docstring_and_every_default(capsys):
+def test_help_in_groups(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     out = capsys.readouterr().out
-    assert stop.value.code == 0 and "A title." in out and "The rest." in out
-    assert "[128]" in out and "[shapes]" in out and "SUPPRESS" not in out
+    words = " ".join(out.split())
+    assert stop.value.code == 0
+    assert out.endswith("examples:\n  # alone\n  python mygan.py\n\nMore at the top of mygan.py.\n")
+    plain = "Without --data or --preset, the defaults are those of --preset shapes: --size=32"
+    assert f"A title. {plain} --steps=70 --lr=0.001 --lr-d=0.0005 options:" in words
+    for line in (
+        "--data NAME|PATH a folder", "images in an update [128]", "[shapes] --size {16,32,64",
+        "0: all [0]", "of all randomness [0]", "0: none [0.0]", "at each step [1.0]",
+        "[768 2048] --weights FILE", "a report: shapes, cats [shapes for --data shapes]",
+    ):  # fmt: skip
+        assert line in words
+    groups = ["\ndata:", "\ntraining:", "\nrun:", "\nevaluation:", "\nexamples:"]
+    assert groups == sorted(groups, key=out.index)
 
 
 def test_changed_flags():
