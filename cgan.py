@@ -122,6 +122,9 @@ def add_own_flags(parser):
     add("--class-scale", type=rate, default=1.0, help=words)
     words = "normalization in the discriminator [%(default)s]"
     add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
@@ -141,6 +144,7 @@ def add_own_flags(parser):
     words = "steps until the noise has faded to 0 [%(default)s]"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--augment", action="store_true", help="show the discriminator randomly changed images")
+    add("--flip", action="store_true", help="mirror half of the training images")
     add("--balance", action="store_true", help="draw every class equally often")
 
 
@@ -188,6 +192,8 @@ class Generator(nn.Module):
     """z (N, latent_dim) and y (N, classes) -> images.
 
     class_counts: how many images each class has in the data. class_scale multiplies all embeddings.
+    upsample: what doubles the side. "transposed": a 4x4 transposed convolution. "nearest": every
+    pixel repeated, then a 3x3 convolution, which makes no checkerboard.
 
     Why a scale? An embedding is 128 numbers that are the same for all images of a class. Adam moves
     each of the 128 weights behind a gain by about the learning rate, all in the direction that
@@ -196,7 +202,9 @@ class Generator(nn.Module):
     moves as any other weight does.
     """
 
-    def __init__(self, size, channels, class_counts, latent_dim, width, class_scale):
+    def __init__(
+        self, size, channels, class_counts, latent_dim, width, class_scale, upsample="transposed"
+    ):
         super().__init__()
         self.latent_dim = latent_dim
         self.class_counts = class_counts
@@ -205,14 +213,17 @@ class Generator(nn.Module):
         self.embedding = nn.Embedding(self.classes, EMBEDDING)
         widths = training.layer_widths(size, width)  # at size 64, width 64: 512, 256, 128, 64
         self.first = nn.Linear(latent_dim + EMBEDDING, widths[0] * 16)
+        up = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        if upsample == "nearest":
+            up = training.UpsampleConv2d
         self.ups = nn.ModuleList()
         self.norms = nn.ModuleList()
         for in_channels, out_channels in pairwise(widths):
             # the side doubles, the channels halve
-            self.ups.append(nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False))
+            self.ups.append(up(in_channels, out_channels, bias=False))
             norm = ConditionalBatchNorm(out_channels, self.classes, class_scale)
             self.norms.append(norm)
-        self.last = nn.ConvTranspose2d(widths[-1], channels, 4, 2, 1)
+        self.last = up(widths[-1], channels)
 
     def forward(self, z, y):
         embedding = self.class_scale * (y @ self.embedding.weight)  # (N, EMBEDDING)
@@ -448,7 +459,8 @@ def load_model(checkpoint, device="cpu", weights="ema"):
     """
     flags = checkpoint["flags"]
     data = checkpoint["data"]
-    sizes = (flags["latent_dim"], flags["width"], flags["class_scale"])
+    upsample = flags.get("upsample", "transposed")  # checkpoints from before the flag have none
+    sizes = (flags["latent_dim"], flags["width"], flags["class_scale"], upsample)
     generator = Generator(flags["size"], data["channels"], data["counts"], *sizes)
     states = checkpoint["models"]
     name = "ema" if weights == "ema" and "ema" in states else "generator"
@@ -521,7 +533,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     channels = data.images.shape[1]
     counts = datasets.class_counts(data)
-    sizes = (args.latent_dim, args.width, args.class_scale)
+    sizes = (args.latent_dim, args.width, args.class_scale, args.upsample)
     generator = Generator(args.size, channels, counts, *sizes).apply(init_weights)
     kind = (args.d_norm, args.condition)
     discriminator = Discriminator(args.size, channels, len(counts), args.width, *kind)
@@ -592,6 +604,8 @@ def main(argv=None):
             r1 = torch.zeros((), device=device)  # the mean over the updates of this step
             for k in range(args.d_steps):
                 real, labels = next(batches)
+                if args.flip:
+                    real = training.randomly_flipped(real)
                 update = run.step * args.d_steps + k
                 take_r1 = args.r1 > 0 and update % args.r1_every == 0
                 *d_losses, slope = d_step(real, labels, sigma, take_r1=take_r1)

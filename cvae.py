@@ -489,6 +489,9 @@ def main(argv=None):
     step = captured(functools.partial(train_step, cvae, optimizer, autocast))
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, cvae))
+        rows = datasets.shuffled(len(data.images), args.seed)[:500]
+        eps = training.latents(len(rows), args.latent_dim, args.seed + 4)
+        ema_inputs = [datasets.from_uint8(data.images[rows]), data.labels[rows], eps]
 
     # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
     report = PRESETS.get(args.preset, {}).get("report")
@@ -527,6 +530,17 @@ def main(argv=None):
             run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
 
             last = run.step == total
+            used = run.every(
+                args.log_every,
+                eval_every,
+                per_epoch,
+                sample_every,
+                save_every,
+                args.keep_every,
+            )
+            # averaged weights need BatchNorm statistics of their own
+            if args.ema > 0 and (last or used):
+                training.recount_statistics(sampler, ema_inputs)
             scores = {}
             if metrics and eval_every and (last or run.every(eval_every)):
                 run.wait()
@@ -550,6 +564,8 @@ def main(argv=None):
             if last or run.every(save_every):
                 run.save("last.pt")
         if run.step < total or run.should_stop():
+            if args.ema > 0:
+                training.recount_statistics(sampler, ema_inputs)
             run.save("last.pt")
             return run.goodbye()  # says how to resume
         run.done()  # from here on, Ctrl-C ends the program; --resume makes up for the rest

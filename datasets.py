@@ -550,17 +550,13 @@ class Batches:
             order = torch.randperm(len(self.images), generator=generator)
             if self.class_rows:  # place k belongs to class k % classes, then places are shuffled
                 order = self.balanced(len(order), generator)[order]
-            self.order = (epoch, order, self.sent(order))
+            # from pinned memory, so that nobody waits for the GPU
+            pinned = order.pin_memory() if self.device.type == "cuda" else order
+            self.order = (epoch, order, pinned.to(self.device, non_blocking=True))
         start = (place * WORLD + RANK) * self.batch  # each process takes its part of a larger batch
         part = slice(start, start + self.batch)
         _, order, device_order = self.order
         return order[part], device_order[part]
-
-    def sent(self, rows):
-        """The rows on the device. From pinned memory, so that a GPU need not be waited for."""
-        if self.device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self.device, non_blocking=True)
 
     def balanced(self, count, generator):
         """At least `count` rows, in turn from each class."""

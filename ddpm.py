@@ -391,8 +391,7 @@ def unet_step(unet, optimizer, autocast, drop_label, flip, x_0, labels):
     batch = len(x_0)
     device = x_0.device
     if flip:
-        mirrored = torch.rand(batch, 1, 1, 1, device=device) < 0.5
-        x_0 = torch.where(mirrored, x_0.flip(3), x_0)
+        x_0 = training.randomly_flipped(x_0)
     t = torch.randint(1, len(unet.bars), (batch,), device=device)  # 1 to T
     eps = torch.randn_like(x_0)
     signal, spread = unet.mixture[:, t, None, None, None]  # each (N, 1, 1, 1)

@@ -23,6 +23,7 @@ It writes into each run directory
     extremes.png       with --extremes: the generated images most and least like real ones, by the
                        best checkpoint and by up to six of those that --keep-every kept
     grid.png           with --grid N: N generated images by the best checkpoint
+    report.html        a page with all of this, and with what was measured; it needs no other file
 
 and, for several runs, next to the first of them
 
@@ -30,7 +31,8 @@ and, for several runs, next to the first of them
                        also by metrics.py, with the numbers of the report and every protocol
     comparison-X.png   the curves of all runs, over steps and over minutes of training. X is losses,
                        fid, kid, ms-ssim or ssim
-    comparison.html    the table, these curves, and pictures of every run
+    comparison.html    a page with the samples of all runs side by side, their curves in the same
+                       plots, and the table
 
 If a picture cannot be made (no samples yet, no matplotlib), one line says why, and the others are
 still made. The scripts call `report(run_directory)` at the end of a run.
@@ -41,10 +43,8 @@ import signal
 if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program takes over later
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import base64
 import contextlib
 import functools
-import html
 import io
 import json
 import math
@@ -263,17 +263,24 @@ def column_values(log, name):
     return 1e3 * log[name] if name.startswith("kid") else log[name]
 
 
+def smoothed(values):
+    """A long column as (its running mean, over how many log rows); a short one as (itself, 1)."""
+    if len(values) <= 40:
+        return values, 1
+    window = max(5, len(values) // 40)
+    return running_mean(values, window), window
+
+
 def draw_curve(axis, x, values, label, color, style="-", marker="o"):
     """Draw one column of the log; returns what must lie inside the panel.
 
     A long curve is drawn as its running mean over a pale line of all its values.
     """
     look = {"color": color, "linestyle": style}
-    if len(values) <= 40:
+    mean, window = smoothed(values)
+    if window == 1:
         axis.plot(x, values, label=label, linewidth=1.4, marker=marker, markersize=3.5, **look)
         return values
-    window = max(5, len(values) // 40)
-    mean = running_mean(values, window)
     axis.plot(x, values, color=color, alpha=0.25, linewidth=0.8)
     axis.plot(x, mean, label=f"{label} (mean of {window} log rows)", linewidth=1.8, **look)
     return np.concatenate([mean, np.percentile(values, [0.5, 99.5])])  # not a lone spike
@@ -526,11 +533,9 @@ def draw_strip(folder, args, epochs=None):
     names = [f"epoch {epoch_text(step, args)}" for step, _ in chosen]
     if len(set(names)) < len(names):  # a run far shorter than an epoch
         names = [f"step {step}" for step, _ in chosen]
-    # in the sample grid of a conditional model, each row is a class
-    by_class = offers(args, "asked_labels") and len(args["data"]["classes"]) > 1
     rows = []
     for name, (_, path) in zip(names, chosen, strict=True):
-        row = first_images(open_picture(path), size, 8, by_class)
+        row = first_images(open_picture(path), size, 8, rows_are_classes(args))
         rows.append((name, rescale(row, row_scale(size))))
     return png(labelled_rows(rows))
 
@@ -555,6 +560,11 @@ def offers(args, name):
         return hasattr(training.load_script(args["script"]), name)
     except InputError:
         return False
+
+
+def rows_are_classes(args):
+    """Whether each row of a run's sample grids is a class: those of a conditional model."""
+    return offers(args, "asked_labels") and len(args["data"]["classes"]) > 1
 
 
 def draw_interpolation(folder, device):
@@ -894,7 +904,7 @@ def later_values(folder, metrics):
 
 
 def comparison_table(folders, names):
-    """Rows of text, the first of them the heads, and notes with the protocols."""
+    """Rows of text, the first of them the heads, and [(what was measured, protocol)]."""
     metrics = import_metrics()
     runs = {}
     for name, folder in zip(names, folders, strict=True):
@@ -913,7 +923,7 @@ def comparison_table(folders, names):
         for protocol, users in protocols.items():
             which = f" of {', '.join(users)}" if len(users) < len(names) else ""
             if protocol:
-                notes.append(f"{what}{which}: {protocol}")
+                notes.append((f"{what}{which}", protocol))
         if any(value for value, _, _ in measured.values()):
             real = dict.fromkeys(real for _, real, _ in measured.values() if real)
             texts = [measured[name][0] if name in measured else "-" for name in names]
@@ -927,52 +937,77 @@ def names_of(folders):
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def compare(folders, overlays=()):
-    """Several runs as (Markdown, an HTML page that needs no other file).
-
-    overlays: the files of their curves, which the page also holds.
-    """
+def compare(folders):
+    """Several runs as (Markdown, an HTML page that needs no other file). Without page.py the page
+    is None."""
     names = names_of(folders)
     rows, notes = comparison_table(folders, names)
     lines = [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    text = "\n".join([*lines, "", *(f"- {markdown(note)}" for note in notes), ""])
-
-    page = [PAGE_HEAD, "<div><table>"]
-    for index, row in enumerate(rows):
-        tag = "td" if index else "th"
-        line = [f"<{tag}>{as_html(cell)}</{tag}>" for cell in row]
-        page.append(f"<tr>{''.join(line)}</tr>")
-    page += ["</table></div>", "<ul>", *(f"<li>{as_html(note)}" for note in notes), "</ul>"]
-    page += ["<div class='curves'>", *map(embedded, overlays), "</div>"]
-    for name, folder in zip(names, folders, strict=True):
-        page += [f"<h2>{as_html(name)}</h2>", *map(embedded, pictures_of(folder))]
-    return text, "\n".join(page) + "\n"
+    lines += ["", *(f"- {markdown(f'{what}: {protocol}')}" for what, protocol in notes), ""]
+    content = None
+    if page := training.tool("page"):
+        runs = []
+        for name, folder in zip(names, folders, strict=True):
+            runs.append(run_for_page(page, folder, read_run(folder), name))
+        content = page.comparison_page(runs, rows, notes)
+    return "\n".join(lines), content
 
 
-def as_html(text):
-    return html.escape(printable(text, math.inf))
+# ------------------------------------------------------------------------------------- report.html
 
 
-PAGE_HEAD = """<!doctype html><meta charset='utf-8'><title>comparison</title>
-<meta name='viewport' content='width=device-width'>
-<style>body{font:15px sans-serif;margin:2em;overflow-wrap:anywhere}img{max-width:100%}
-td,th{padding:.2em .8em;text-align:left;border-bottom:1px solid #ccc}li{color:#555}
-div{overflow-x:auto}.curves img{min-width:50em}td,th{overflow-wrap:normal}</style>"""
+def run_for_page(page, folder, args, name):
+    """A run as page.py shows it. What cannot be read is left out: other pictures say so."""
+    films = {}
+    for kind in ("samples", "reconstructions"):
+        with contextlib.suppress(InputError):
+            films[kind] = read_samples(folder, kind)
+    curves = {}
+    panels = []
+    best = None
+    # losses.png has said what is wrong with log.csv
+    with contextlib.suppress(Exception), contextlib.redirect_stderr(io.StringIO()):
+        log = read_columns(folder)
+        best = best_row(folder, log)
+        for column in log:
+            values = column_values(log, column)
+            finite = np.isfinite(log["step"]) & np.isfinite(values)
+            if finite.any():
+                mean, _ = smoothed(values[finite])
+                steps = log["step"][finite]
+                curves[column] = page.Curve(column_title(column), steps, values[finite], mean)
+        panels = loss_panels(curves)
+    if best:
+        column, row = best
+        best = (column, log["step"][row], log[column][row])
+    rows = []
+    if rows_are_classes(args) and "samples" in films:
+        with contextlib.suppress(InputError):
+            height = open_picture(films["samples"][-1][1]).height
+            count = (height + 2) // (args["data"]["size"] + 2)
+            rows = args["data"]["classes"][:count]  # of many, training.class_rows takes the first
+            rows = rows if len(rows) == count else []
+    return page.Run(name, folder, args, curves, panels, best, films, rows, {})
 
 
-def pictures_of(folder):
-    """The pictures of a run that comparison.html shows."""
-    paths = [folder / f"{name}.png" for name in ("strip", "interpolation", "classes", "losses")]
-    with contextlib.suppress(InputError):  # no samples
-        paths.insert(0, read_samples(folder)[-1][1])
-    return [path for path in paths if path.is_file()]
+def all_values(folder, run):
+    """What metrics.json and metrics-*.json hold as cells(); one line if that cannot be read."""
+    if any(folder.glob("metrics*.json")) and (metrics := training.tool("metrics")):
+        steps = run.curves["step"].values if "step" in run.curves else [0]
+        try:
+            last = {"step": int(steps[-1])}
+            return final_values(folder, last, metrics) | later_values(folder, metrics)
+        except Exception as problem:  # whatever is wrong, the rest of the page is made
+            words = f"{folder}: no numbers in report.html: {reason(problem)}"
+            print(printable(words, 2000), file=sys.stderr)
+    return {}
 
 
-def embedded(path):
-    """A PNG file as HTML that needs no other file."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<p>{path.name}<br><img alt="" src="data:image/png;base64,{data}"></p>'
+def draw_page(page, folder, args):
+    """report.html, with the pictures that are in the run directory. page: the module page.py."""
+    run = run_for_page(page, folder, args, folder.resolve().name)
+    return page.run_page(run._replace(values=all_values(folder, run))).encode("utf-8")
 
 
 # -------------------------------------------------------------------------------------- all of them
@@ -1015,6 +1050,8 @@ def report(run_dir, epochs=None, extremes=False, grid=None, device="cpu"):
         pictures["extremes.png"] = draw(draw_extremes, folder, args)
     if grid:
         pictures["grid.png"] = draw(draw_grid, folder, grid, device)
+    if page := training.tool("page"):
+        pictures["report.html"] = draw(draw_page, page, folder, args)
     remove_half_written(folder)
     return write_pictures(folder, pictures)
 
@@ -1068,13 +1105,12 @@ def main(argv=None):
         for kind, columns in overlay_columns([log for _, log in runs]).items():
             make = functools.partial(draw_overlay, kind, columns, runs)
             pictures[f"{base.name}-{kind.lower()}.png"] = make
-        overlays = write_pictures(base.parent, pictures)
-        for path in overlays:
+        for path in write_pictures(base.parent, pictures):
             print(f"wrote {printable(os.path.relpath(path))}")
-        text, page = compare(folders, overlays)
+        text, page = compare(folders)
     except Exception as problem:
         raise InputError(f"no comparison of these runs: {reason(problem)}") from None
-    for kind, content in (("md", text), ("html", page)):
+    for kind, content in [("md", text), ("html", page)] if page else [("md", text)]:
         write_text(f"{base}.{kind}", content)
         print(f"wrote {printable(os.path.relpath(base))}.{kind}")
 

@@ -30,6 +30,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import datasets
@@ -55,7 +56,7 @@ NO_MATTER = {
 COMPARABLE = {
     "data", "fit", "limit_per_class", "hold_out", "size", "steps", "epochs", "eval_images",
 }  # fmt: skip
-RESULTS = {".json", ".png", ".gif"}  # what the end of a run makes
+RESULTS = {".json", ".png", ".gif", ".html"}  # what the end of a run makes
 KILLED_EARLY = {".lock", "args.json", "source.py", "log.csv", "weights.csv"}  # what is left then
 
 # ------------------------------------------------------------------------------------------ flags
@@ -558,6 +559,34 @@ def layer_widths(size, width):
     """Channels at 4x4, 8x8, ... size/2 pixels: they double at each halving, up to 8 width."""
     resolutions = [2**k for k in range(2, size.bit_length() - 1)]
     return [width * min(8, size // (2 * resolution)) for resolution in resolutions]
+
+
+class UpsampleConv2d(torch.nn.ConvTranspose2d):
+    """Repeat every pixel 2x2 times, then convolve 3x3: (N, in, H, W) -> (N, out, 2H, 2W).
+
+    The four pixels that come from one share their weights. With a 4x4 transposed convolution each
+    of the four has weights of its own, and a checkerboard shows (Odena, Dumoulin, Olah 2016,
+    doi.org/10.23915/distill.00003).
+
+    Both steps are one transposed convolution. Its 4x4 kernel is the 3x3 one, summed over the four
+    places where it can lie. That takes 4/9 of the multiplications, a trick of Karras et al. 2017
+    (1710.10196, in their code).
+    """
+
+    def __init__(self, in_channels, out_channels, bias=True):
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1, bias=bias)
+        axis = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]])  # weight k -> k and k + 1
+        self.register_buffer("spread", torch.kron(axis, axis), persistent=False)  # (9, 16)
+
+    def forward(self, x):
+        kernel = (self.weight.flatten(2) @ self.spread).unflatten(2, (4, 4))
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+def randomly_flipped(images):
+    """Each image (N, C, H, W) as it is or mirrored, with probability 1/2."""
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(3), images)
 
 
 def describe(model, *inputs):

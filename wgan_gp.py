@@ -124,6 +124,9 @@ def parse_args(argv=None):
     add("--critic-norm", choices=["none", "layer"], default="none", help="its norm [%(default)s]")
     about = "learn images in [-1, 1], or with mean 0 and deviation 1 in each channel [%(default)s]"
     add("--normalize", choices=["tanh", "channel"], default="tanh", help=about)
+    choices = ["transposed", "nearest"]
+    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=1e-4, help="learning rate of both networks [%(default)s]")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
@@ -135,6 +138,7 @@ def parse_args(argv=None):
     add("--stages", type=whole, default=1, help="3: grow from a quarter of the size [%(default)s]")
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage [%(default)s]")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
+    add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)
     return training.parse(parser, PRESETS, SCRIPT, argv)
@@ -144,13 +148,15 @@ def parse_args(argv=None):
 
 
 def check_growth(args, typed):
-    """Raise InputError if the flags about growing do not fit together."""
+    """Raise InputError if flags about the networks and their growth do not fit together."""
     unused = sorted(typed & {"stage_steps", "fade_steps"})
     if args.stages == 1 and unused:
         flag = unused[0].replace("_", "-")
         raise InputError(f"--{flag} does nothing without --stages: leave it out")
     if args.stages > 1 and args.arch == "resnet":
         raise InputError("--arch resnet does not grow: leave out --stages")
+    if args.arch == "resnet" and "upsample" in typed:
+        raise InputError("--arch resnet always repeats pixels: leave out --upsample")
     if args.fade_steps and args.fade_steps > args.stage_steps:
         lengths = f"--fade-steps {args.fade_steps}, --stage-steps {args.stage_steps}"
         raise InputError(f"the fade is longer than a stage ({lengths})")
@@ -224,17 +230,23 @@ class Generator(nn.Module):
     The side is the full size in the last stage, half of it in the one before, and so on. With
     `tanh` the images end in tanh. load_model and main also set three attributes, which sampling
     needs: `stage` and `alpha` (see growth_at) and `scale` (see normalization).
+
+    upsample: what doubles the side. "transposed": a 4x4 transposed convolution. "nearest": every
+    pixel repeated, then a 3x3 convolution, which makes no checkerboard.
     """
 
-    def __init__(self, size, channels, latent_dim, width, stages, tanh):
+    def __init__(self, size, channels, latent_dim, width, stages, tanh, upsample="transposed"):
         super().__init__()
         self.latent_dim = latent_dim
         self.tanh = tanh
         widths = training.layer_widths(size, width)  # at size 64, width 64: 512, 256, 128, 64
+        up = functools.partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        if upsample == "nearest":
+            up = training.UpsampleConv2d
         layers = [nn.ConvTranspose2d(latent_dim, widths[0], 4, 1, 0, bias=False)]  # (N, 8f, 4, 4)
         for in_channels, out_channels in pairwise(widths):
             # the side doubles, the channels halve
-            layers += [nn.ConvTranspose2d(in_channels, out_channels, 4, 2, 1, bias=False)]
+            layers += [up(in_channels, out_channels, bias=False)]
         self.blocks = nn.ModuleList()
         for layer in layers:
             norm = nn.BatchNorm2d(layer.out_channels)
@@ -242,7 +254,7 @@ class Generator(nn.Module):
         # The layer that makes the image, of twice the side. Each stage has one of its own.
         self.to_image = nn.ModuleList()
         for in_channels in widths[-stages:]:
-            self.to_image.append(nn.ConvTranspose2d(in_channels, channels, 4, 2, 1))
+            self.to_image.append(up(in_channels, channels))
 
     def forward(self, z, stage=0, alpha=None):
         unused = len(self.to_image) - 1 - stage  # blocks that later stages add
@@ -393,7 +405,9 @@ def make_generator(args, channels):
     tanh = args.normalize == "tanh"
     if args.arch == "resnet":
         return ResNetGenerator(args.size, channels, args.latent_dim, args.width, tanh)
-    return Generator(args.size, channels, args.latent_dim, args.width, args.stages, tanh)
+    sizes = (args.size, channels, args.latent_dim, args.width, args.stages)
+    upsample = getattr(args, "upsample", "transposed")  # checkpoints from before the flag have none
+    return Generator(*sizes, tanh, upsample)
 
 
 def make_networks(args, channels):
@@ -672,6 +686,8 @@ def main(argv=None):
             # tensors by position, constants by keyword: see training.captured
             for _ in range(args.critic_steps):
                 real, _ = next(batches)
+                if args.flip:
+                    real = training.randomly_flipped(real)
                 c_loss, wasserstein, penalty, norm = c_step(real, alpha, sigma, stage=stage)
             g_loss = g_step(alpha, sigma, stage=stage)
             if args.ema > 0:

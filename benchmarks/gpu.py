@@ -18,7 +18,8 @@ The parts, in this order:
     speed-128    every script: images a second at batch 128, fp32 and bf16, with and without graphs
     cats         dcgan.py --preset cats, all 50 epochs, measured
     small-gan    wgan_gp.py --preset small-gan for 60 seconds, measured
-    ...          six more presets (see TRAININGS), each for its share of the time that is left
+    profile      the kernels in which three steps spend their time
+    ...          seven more presets (see TRAININGS), each for its share of the time that is left
     metrics      Inception features a second
     speed-rest   as speed-128, at batch 64 and 512, if there is time left
 
@@ -65,17 +66,28 @@ import datasets
 import inception
 import metrics
 import training
-from sources import InputError, new_parser, number, run_program, short, write_bytes, write_text
+from sources import (
+    InputError,
+    new_parser,
+    number,
+    printable,
+    run_program,
+    short,
+    write_bytes,
+    write_text,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("cats", "animals", "food", "cifar10")
 TESTS = ("test_captured.py", "test_datasets.py", "test_scripts.py")  # those with tests marked gpu
+PROFILED = ("dcgan", "wgan_gp", "ddpm")
 BATCHES = {"speed-128": [128], "speed-rest": [64, 512]}
 
 # part: script, preset, data set. The largest gain over the first edition comes first.
 TRAININGS = {
     "cats": ("dcgan", "cats", "cats"),
     "small-gan": ("wgan_gp", "small-gan", "food"),
+    "dcgan-best": ("dcgan", "best", "cats"),
     "cgan-animals": ("cgan", "animals", "animals"),
     "cgan-best": ("cgan", "best", "animals"),
     "cvae-animals": ("cvae", "animals", "animals"),
@@ -83,10 +95,12 @@ TRAININGS = {
     "resnet-conditional": ("gan_resnet", "cifar10-conditional", "cifar10"),
     "ddpm-cifar10": ("ddpm", "cifar10", "cifar10"),
 }
-PARTS = ("about", "tests", "speed-128", *TRAININGS, "metrics", "speed-rest")
+FIRST = ("about", "tests", "speed-128", "cats", "small-gan", "profile")
+PARTS = (*FIRST, *(part for part in TRAININGS if part not in FIRST), "metrics", "speed-rest")
 
 # How many of 480 seconds a part may take. The other trainings share what is left.
-SECONDS = {"about": 15, "tests": 90, "speed-128": 80, "cats": 80, "small-gan": 75, "metrics": 20}
+SECONDS = {"about": 10, "tests": 65, "speed-128": 70, "cats": 80, "small-gan": 65, "profile": 25}
+SECONDS["metrics"] = 15
 OVERHEAD = 15  # seconds that a training needs besides: imports, preparation, samples, features
 
 # --device cpu
@@ -197,15 +211,12 @@ def speed(setup, save, batches):
     tops = {}  # (kind of layer, precision) -> the device's own rate
     every_case = itertools.product(
         [4] if setup.tiny else batches,
-        ("bf16", "fp32"),  # what matters most comes first
+        (True, False),  # what matters most comes first
+        ("bf16", "fp32"),
         step.OURS,
-        (True, False),
     )
-    for batch, precision, script, graph in every_case:
-        flags = argparse.Namespace(script=script, batch=batch, size=64)
-        flags.width = step.WIDTH.get(script, 64)
-        if setup.tiny:
-            flags = argparse.Namespace(script=script, batch=batch, size=16, width=4)
+    for batch, graph, precision, script in every_case:
+        flags = step_flags(setup, script, batch)
         row = {"script": script, "batch": batch, "precision": precision, "graph": graph}
         try:
             row["img/s"], row["peak MiB"] = one_speed(flags, device, precision, graph)
@@ -221,6 +232,47 @@ def speed(setup, save, batches):
         rows.append(row)
         print(", ".join(f"{name} {value}" for name, value in row.items()))
         save({"rows": rows})
+
+
+def step_flags(setup, script, batch):
+    """What step.ours wants to know: the networks of the reports."""
+    if setup.tiny:
+        return argparse.Namespace(script=script, batch=batch, size=16, width=4)
+    return argparse.Namespace(script=script, batch=batch, size=64, width=step.WIDTH.get(script, 64))
+
+
+def profile(setup, save):
+    """The kernels of captured steps in bf16 at batch 128, with their shares of the time."""
+    device = torch.device(setup.device)
+    torch.backends.cudnn.benchmark = True  # as in pick_device
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+    result = {}
+    for script in PROFILED:
+        loop = step.ours(step_flags(setup, script, 4 if setup.tiny else 128), device, "bf16")
+        for _ in range(8):  # finds kernels, captures
+            next(loop)
+        step.wait(device)
+        with torch.profiler.profile(activities=activities) as profiler:
+            start = time.perf_counter()
+            for _ in range(3):
+                next(loop)
+            step.wait(device)
+            seconds = time.perf_counter() - start
+        rows = profiler.key_averages()
+        microseconds = {
+            row.key: row.self_device_time_total or row.self_cpu_time_total for row in rows
+        }
+        total = sum(microseconds.values())
+        result[f"{script}: busy"] = (
+            f"{total / 1e6 / seconds:.0%} of {seconds / 3 * 1e3:.2f} ms a step"
+        )
+        for name in sorted(microseconds, key=microseconds.get, reverse=True)[:10]:
+            count = sum(row.count for row in rows if row.key == name) / 3
+            words = f"{microseconds[name] / total:.1%}, {count:.0f} a step"
+            result[f"{script}: {printable(name, 100)}"] = words
+        save(result)
 
 
 def one_speed(flags, device, precision, graph):
@@ -396,7 +448,8 @@ def run_part(part, setup):
     elif part in TRAININGS:
         train(setup, save, part)
     else:
-        {"about": about, "tests": tests, "metrics": metric_speed}[part](setup, save)
+        others = {"about": about, "tests": tests, "profile": profile, "metrics": metric_speed}
+        others[part](setup, save)
 
 
 # -------------------------------------------------------------------------------------- processes

@@ -12,6 +12,7 @@ from torch import nn
 
 import cvae
 import datasets
+import training
 import vae_mlp
 from sources import InputError
 from training import read_checkpoint
@@ -101,6 +102,30 @@ def test_pictures_leave_batchnorm_in_training_mode(tiny):
     cvae.main(["--resume", "r", "--steps", "2"])
     after = read_checkpoint("r")["models"]["cvae"]["encoder.1.running_mean"]
     assert not torch.equal(before, after)
+
+
+def test_statistics_of_averaged_weights(tiny):
+    """Those of training images that go through the averaged network, not copies of the trained."""
+    cvae.main([*TINY, "--steps", "5", "--ema", "0.9"])
+    checkpoint = read_checkpoint("r")
+    states = checkpoint["models"]
+    data = datasets.load("tiny.npz", 16)
+    seed = checkpoint["flags"]["seed"]
+    rows = datasets.shuffled(len(data.images), seed)  # all of the 100 images, which are one batch
+    eps = training.latents(len(rows), checkpoint["flags"]["latent_dim"], seed + 4)
+    _, model = training.open_model(checkpoint)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = 1.0  # its statistics are those of the last batch
+    model.train()
+    with torch.no_grad():
+        model(datasets.from_uint8(data.images[rows]), data.labels[rows], eps)
+    names = [name for name in states["ema"] if "running" in name]
+    assert names
+    for name in names:
+        expected = model.state_dict()[name]
+        torch.testing.assert_close(states["ema"][name], expected, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(states["cvae"][name], expected, rtol=1e-2)
 
 
 @pytest.mark.parametrize("more", [[], ["--balance"]])

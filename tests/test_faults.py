@@ -25,6 +25,7 @@ from PIL import Image
 import augment
 import datasets
 import metrics
+import page
 import report
 import sample
 import sources
@@ -504,7 +505,7 @@ def test_what_was_stopped_after_the_last_step_is_made_up_for(
 
 def test_stopped_in_the_middle_of_the_plots(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "report", PLOTS)
-    for name in ("draw_losses", "draw_weights", "draw_interpolation"):  # they take seconds
+    for name in ("draw_losses", "draw_weights", "draw_interpolation", "draw_page"):  # take seconds
         monkeypatch.setattr(report, name, lambda *_: b"drawn")
     out = tmp_path / "r"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -801,6 +802,7 @@ DRAWN = {  # a picture: the function that draws it
     "progress.gif": "draw_progress",
     "strip.png": "draw_strip",
     "interpolation.png": "draw_interpolation",
+    "report.html": "draw_page",
 }
 
 
@@ -892,6 +894,15 @@ def test_a_picture_that_cannot_be_made_costs_one_line(
     assert [line.split(": ")[1] for line in error] == [f"no {name}" for name in missing]
 
 
+@pytest.mark.parametrize("damage", WITHOUT)
+def test_the_page_is_made_whatever_is_damaged(finished, tmp_path, capsys, damage):
+    """Nor does it say a second time what is wrong."""
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    WITHOUT[damage][0](path)
+    content = report.draw_page(page, path, report.read_run(path)).decode("utf-8")
+    assert content.endswith("</html>\n") and capsys.readouterr() == ("", "")
+
+
 ARGS = {  # damage of args.json: what the line says
     "nested without end": ("[" * 100_000, "is damaged"),
     "flags are none": ('{"flags": null}', "is damaged"),
@@ -960,7 +971,8 @@ def test_a_script_that_is_gone_costs_one_picture(finished, tmp_path, monkeypatch
     path = Path(shutil.copytree(finished, tmp_path / "run"))
     state = training.read_checkpoint(path)
     torch.save({**state, "script": "mygan"}, path / "last.pt")
-    for function in list(DRAWN.values())[:-1]:
-        monkeypatch.setattr(report, function, lambda *_: b"drawn")
+    for function in DRAWN.values():
+        if function != "draw_interpolation":
+            monkeypatch.setattr(report, function, lambda *_: b"drawn")
     assert "interpolation.png" not in [file.name for file in PLOTS(path)]
     assert capsys.readouterr().err.count("\n") == 1

@@ -39,6 +39,7 @@ def in_this_process(monkeypatch, here):
     ours = {name: gpu.step.OURS[name] for name in ("dcgan", "vae_mlp")}  # test_benchmarks has all
     monkeypatch.setattr(gpu.step, "OURS", ours)
     monkeypatch.setattr(gpu.step, "device_rate", lambda *_: 1e12)
+    monkeypatch.setattr(gpu, "PROFILED", ["dcgan"])
 
     def start(part, setup):
         training.Run.should_stop = should_stop  # the last part has replaced it
@@ -79,6 +80,8 @@ def test_a_rehearsal(data, here, in_this_process, monkeypatch, no_plots):
         assert values[part]["steps/s"] > 0 and "(real images: " in values[part]["FID-64"]
         assert "collapse (pixels)" in values[part]
     assert "img/s" in values["metrics"]["features 64, bf16"]
+    kernels = [name for name in values["profile"] if name.startswith("dcgan: aten::")]
+    assert len(kernels) >= 5 and "ms a step" in values["profile"]["dcgan: busy"]
     with zipfile.ZipFile(here / "out" / "pictures.zip") as archive:
         assert {f"{part}.png" for part in gpu.TRAININGS} <= set(archive.namelist())
     assert all(f"## {part}" in page for part in gpu.PARTS)

@@ -15,13 +15,13 @@ from count_lines import count  # noqa: E402
 BUDGETS = {  # file: the most code lines
     "dcgan.py": 320,
     "vae_mlp.py": 320,
-    "cvae.py": 359,
+    "cvae.py": 374,
     "gan_resnet.py": 320,
     "cgan.py": 450,
-    "wgan_gp.py": 463,
+    "wgan_gp.py": 478,
     "ddpm.py": 472,
-    "training.py": 812,
-    "datasets.py": 545,
+    "training.py": 824,
+    "datasets.py": 542,
     "sources.py": 712,
     "folders.py": 566,
     "downloads.py": 300,
@@ -31,6 +31,7 @@ BUDGETS = {  # file: the most code lines
     "neighbours.py": 150,
     "sample.py": 245,
     "report.py": 800,
+    "page.py": 420,
     "augment.py": 565,
 }
 TOKENS = 11  # a code line
@@ -48,7 +49,8 @@ ARROWS = {  # file: what it may import of ours
     "neighbours": BASE | {"inception", "sample"},
     "metrics": BASE | {"inception", "neighbours"},
     "sample": BASE,
-    "report": BASE | {"metrics", "sample"},
+    "report": BASE | {"metrics", "sample"},  # and page, by name
+    "page": {"training", "sources"},
     "augment": BASE | {"metrics"},
     **dict.fromkeys(SCRIPTS, BASE),
 }

@@ -24,6 +24,7 @@ from sources import InputError
 SIZE = 16
 PER_EPOCH = 10
 PLOTS = ["losses.png", "weights.png", "progress.gif", "strip.png"]  # which need no model
+PAGE = "report.html"
 dcgan = training.load_script("dcgan")
 
 
@@ -89,10 +90,10 @@ def names(paths):
 
 def test_a_whole_run(whole, capsys):
     written = report.report(whole)
-    assert names(written) == [*PLOTS, "interpolation.png"]
+    assert names(written) == [*PLOTS, "interpolation.png", PAGE]
     assert capsys.readouterr() == ("", "")
     assert not list(whole.glob("*.tmp"))
-    for path in written:
+    for path in written[:-1]:
         with Image.open(path) as picture:
             picture.load()
     with Image.open(whole / "interpolation.png") as picture:
@@ -643,7 +644,7 @@ def test_extremes_of_a_run_on_a_part_of_its_data(tmp_path, monkeypatch, scored, 
 def test_extremes_without_the_data(whole, scored, capsys, change, words):
     args = report.read_run(whole) | change
     (whole / "args.json").write_text(json.dumps(args), encoding="utf-8")
-    assert len(report.report(whole, extremes=True)) == 5  # all the others
+    assert len(report.report(whole, extremes=True)) == 6  # all the others
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no extremes.png: " in error and words in error
 
@@ -674,7 +675,7 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     run = make_run(tmp_path / "run", steps=[0, 10], log=False)
     if log is not None:
         (run / "log.csv").write_text(log)
-    assert names(report.report(run)) == PLOTS[1:]
+    assert names(report.report(run)) == [*PLOTS[1:], PAGE]
     first, second = capsys.readouterr().err.splitlines()
     assert "no losses.png" in first and words in first and "no checkpoint" in second
 
@@ -682,7 +683,7 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
 def test_a_run_without_samples_and_histograms(tmp_path, capsys):
     run = make_run(tmp_path / "run", steps=[])
     (run / "weights.csv").unlink()
-    assert names(report.report(run)) == ["losses.png"]
+    assert names(report.report(run)) == ["losses.png", PAGE]
     missing = [line.split(":")[1] for line in capsys.readouterr().err.splitlines()]
     assert missing == [f" no {name}" for name in [*PLOTS[1:], "interpolation.png"]]
 
@@ -691,7 +692,7 @@ def test_damaged_files_cost_one_line_each(whole, capsys):
     (whole / "samples" / "000100.png").write_bytes(b"not a picture")
     (whole / "best.pt").write_bytes(b"not a checkpoint")
     (whole / "weights.csv").write_text("step,network,layer,low,high,counts\n0,g,a,x,1," + "1 " * 50)
-    assert names(report.report(whole)) == ["losses.png"]
+    assert names(report.report(whole)) == ["losses.png", PAGE]
     error = capsys.readouterr().err.splitlines()
     assert len(error) == 4 and all("is damaged" in line for line in error)
 
@@ -700,14 +701,15 @@ def test_without_matplotlib(tmp_path, capsys, monkeypatch):
     for module in ["matplotlib", *sys.modules]:
         if module.split(".")[0] == "matplotlib":
             monkeypatch.setitem(sys.modules, module, None)
-    assert names(report.report(make_run(tmp_path / "run"))) == ["progress.gif", "strip.png"]
+    written = names(report.report(make_run(tmp_path / "run")))
+    assert written == ["progress.gif", "strip.png", PAGE]
     assert capsys.readouterr().err.count("matplotlib is not installed") == 2
 
 
 def test_a_checkpoint_of_a_script_that_is_not_here(whole, capsys):
     state = training.read_checkpoint(whole) | {"script": "mygan"}
     torch.save(state, whole / "last.pt")
-    assert names(report.report(whole)) == PLOTS
+    assert names(report.report(whole)) == [*PLOTS, PAGE]
     assert "made by mygan.py: copy it next to" in capsys.readouterr().err
 
 
@@ -759,10 +761,11 @@ def test_comparison(two_runs):
     for title, column, unit in (("KID-64 x 10^3", "kid_64", 1e3), ("MS-SSIM", "ms-ssim", 1)):
         shown, other, _ = table[f"{title} at that step"]
         assert math.isclose(float(shown), unit * log[column][row], rel_tol=1e-3) and other == "-"
-    assert "<td>model</td><td>dcgan --preset cats</td><td>wgan_gp</td>" in page
+    assert ">model</th><td>dcgan --preset cats</td><td>wgan_gp</td>" in page
     assert "<th>&lt;|&gt;</th>" in page
-    # the last samples of each run, since there are no plots here
-    assert page.count('src="data:image/png;base64,') == page.count("src=") == 2
+    # the samples of each run, since there are no plots here
+    samples = sum(len(list(folder.glob("samples/*.png"))) for folder in two_runs)
+    assert page.count('src="data:image/jpeg;base64,') == page.count(" src=") == samples
 
 
 @pytest.fixture
@@ -773,7 +776,7 @@ def compared(monkeypatch):
 
     def compare(*folders):
         rows, notes = report.comparison_table(folders, [folder.name for folder in folders])
-        return {what: cells for what, *cells in rows}, notes
+        return {what: cells for what, *cells in rows}, [": ".join(note) for note in notes]
 
     return compare
 
@@ -872,7 +875,7 @@ def test_names_of_runs_reach_nothing_as_they_are(two_runs, tiny, capsys):
     assert r"|  | \\x1b\[31m\$\\frac{&lt;img src=x>\* |" in text
     page = (tiny / "comparison.html").read_text(encoding="utf-8")
     for content in text, page:
-        assert "\x1b" not in content and "<img src=x" not in content and "<b>" not in content
+        assert "\x1b" not in content and "<img src=x" not in content and "<b>*" not in content
 
 
 def test_comparison_on_the_command_line(two_runs, tiny, capsys):
@@ -884,9 +887,8 @@ def test_comparison_on_the_command_line(two_runs, tiny, capsys):
     page = (tiny / "comparison.html").read_text(encoding="utf-8")
     overlays = [f"comparison-{kind}.png" for kind in ("losses", "fid", "kid", "ms-ssim", "ssim")]
     assert sorted(overlays) == sorted(names(tiny.glob("comparison-*.png")))
-    places = [page.index(f"<p>{name}<br>") for name in overlays]
-    assert page.index("</table>") < places[0] and places == sorted(places)
-    assert places[-1] < page.index("<h2>r</h2>") and page.count("src=") == 7
+    assert page == report.compare(two_runs)[1]
+    assert "<p>r, &lt;|&gt;</p>" in page and "<h2>r</h2>" not in page  # it has no pictures
     path = run / "metrics.json"
     result = json.loads(path.read_text())
     path.write_text(json.dumps({**result, "step": 4}))  # as if steps 5 and 6 were not measured

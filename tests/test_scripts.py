@@ -34,13 +34,13 @@ TINY = TINY.split()
 NOISE = "--ema 0.9 --noise 0.1 --noise-steps 15 --lr-decay 0.99"
 VAE = "--ema 0.9 --lr-decay 0.99 --likelihood sigma --kl-warmup 15 --hold-out 10 --latent-dim 6"
 SCRIPTS = {
-    "dcgan": f"{NOISE} --d-steps 2",
+    "dcgan": f"{NOISE} --d-steps 2 --upsample nearest --flip",
     "wgan_gp": f"{NOISE} --critic-steps 2 --normalize channel --stages 2 --stage-steps 10 "
-    "--fade-steps 4",
+    "--fade-steps 4 --upsample nearest --flip",
     "vae_mlp": VAE,
     "cvae": f"{VAE} --balance",
     "cgan": f"{NOISE} --d-steps 2 --g-steps 2 --r1 1 --r1-every 3 --augment --weight-decay 0.1 "
-    "--latent-dim 6 --balance",
+    "--latent-dim 6 --balance --upsample nearest --flip",
     "gan_resnet": f"{NOISE} --g-steps 2 --conditional --similarity 1",
     "ddpm": "--ema 0.9 --lr-decay 0.99 --blocks 1 --timesteps 20 --sample-steps 2 --guidance 2 "
     "--eta 0.5 --flip --balance",
@@ -123,6 +123,7 @@ def test_a_run_directory(tiny, name, capsys, monkeypatch):
     assert size == (8 * 18 - 2, rows * 18 - 2)
     pictures = ["losses.png", "weights.png", "progress.gif", "strip.png", "interpolation.png"]
     pictures += ["reconstructions.gif"] if name in AUTOENCODERS else []
+    assert (run_directory / "report.html").stat().st_size < 3_000_000
     pictures += ["denoising.png", "guidance.png"] if name == "ddpm" else []
     pictures += ["classes.png"] if name in CONDITIONAL else []
     for picture in pictures:
@@ -796,11 +797,12 @@ def test_a_renamed_and_changed_copy(tiny, name):
     ok("mygan.py", "--resume", "--steps", "8")
     ok("mygan.py", *flags, "--steps", "8", "--out", "whole")
     assert_same("whole", "runs/mygan-tiny-1")
-    for file in ("sample", "metrics", "inception", "report"):
-        shutil.copy(ROOT / f"{file}.py", tiny)
+    for file in ("sample.py", "metrics.py", "inception.py", "report.py", "page.py", "page.html"):
+        shutil.copy(ROOT / file, tiny)
     run_directory = "runs/mygan-tiny-1"
     assert "report.py" not in ok("mygan.py", "--resume", run_directory, "--steps", "9").stderr
-    assert (tiny / run_directory / "losses.png").exists()
+    for file in ("losses.png", "report.html"):
+        assert (tiny / run_directory / file).exists()
     ok("sample.py", run_directory, "--count", "6", "--to", "images/")
     assert len(list((tiny / "images").glob("**/*.png"))) == 6
     ok("report.py", run_directory)

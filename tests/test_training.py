@@ -183,6 +183,35 @@ def test_recounted_statistics():
     assert not model.training
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_upsampling_and_convolution_in_one(bias):
+    """The same images and gradients as nn.Upsample and nn.Conv2d, which has the kernel reversed."""
+    torch.manual_seed(0)
+    layer = training.UpsampleConv2d(5, 3, bias=bias).double()
+    kernel = layer.weight.detach().flip(2, 3).transpose(0, 1).clone().requires_grad_()
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64, requires_grad=True)
+    expected = torch.conv2d(nn.Upsample(scale_factor=2)(x), kernel, layer.bias, padding=1)
+    images = layer(x)
+    assert images.shape == (2, 3, 12, 8)
+    torch.testing.assert_close(images, expected)
+    weights = torch.randn_like(images)
+    ours = torch.autograd.grad((images * weights).sum(), [x, layer.weight])
+    x_gradient, kernel_gradient = torch.autograd.grad((expected * weights).sum(), [x, kernel])
+    torch.testing.assert_close(ours[0], x_gradient)
+    torch.testing.assert_close(ours[1], kernel_gradient.flip(2, 3).transpose(0, 1))
+    assert "spread" not in layer.state_dict()
+
+
+def test_randomly_flipped():
+    torch.manual_seed(0)
+    images = torch.randn(400, 1, 2, 3)
+    result = training.randomly_flipped(images)
+    same = (result == images).flatten(1).all(1)
+    mirrored = (result == images[..., [2, 1, 0]]).flatten(1).all(1)
+    assert torch.equal(same, ~mirrored)
+    assert 160 < same.sum() < 240  # 4 standard deviations
+
+
 def test_update_ema():
     """Against a loop over all values; buffers are copied."""
     torch.manual_seed(0)

@@ -461,6 +461,7 @@ def test_a_model_in_a_fade_makes_the_images_that_were_drawn(train):
     "words, problem",
     [
         ("--arch resnet --stages 2", "does not grow"),
+        ("--arch resnet --upsample nearest", "leave out --upsample"),
         ("--stage-steps 10", "--stage-steps does nothing without --stages"),
         ("--size 16 --stages 3", "below 8x8"),
         ("--stages 2 --stage-steps 10 --fade-steps 11", "longer than a stage"),
