@@ -85,7 +85,7 @@ PRESETS = {
     "shapes": dict(  # what `python cgan.py` alone runs: small enough for a laptop without a GPU
         data="shapes", size=32, width=24, latent_dim=64, batch=32, steps=2000, lr=1e-3, lr_d=5e-4,
         ema=0.99, class_scale=1 / 128, condition="projection", d_norm="batch", loss="logistic",
-        sample_every=200, save_every=500,
+        upsample="nearest", sample_every=200, save_every=500,
     ),
     # R0b. Stated: networks, 2e-4, batch, epochs, R1, noise, unequal numbers of updates, a
     # discriminator slower than the generator. Ours: how much of each
