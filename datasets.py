@@ -206,7 +206,8 @@ def needed(file):
     try:
         yield
     except ImportError as error:
-        raise InputError(f"{file} cannot be imported: {short(error)}") from None
+        words = f"{file} cannot be imported ({short(error)})"
+        raise InputError(f"{words}: copy it to where this script is") from None
 
 
 def pick(data, rows, note=""):
