@@ -234,7 +234,8 @@ def test_the_plan(here, capsys):
     dcgan.main(flags.split())
     out = capsys.readouterr().out
     assert "plan: 150 steps of 100 images, 50 " in out  # of 10,000
-    assert f"Generator: {count(dcgan.Generator(16, 3, 100, 4)):,} parameters" in out
+    generator = dcgan.Generator(16, 3, 100, 4, "nearest")
+    assert f"Generator: {count(generator):,} parameters" in out
     assert f"Discriminator: {count(dcgan.Discriminator(16, 3, 4)):,} parameters" in out
 
 

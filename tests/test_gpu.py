@@ -129,7 +129,8 @@ def test_time_limits():
             assert seconds > gpu.OVERHEAD + 4
         left -= seconds
     assert part == "speed-rest" and left == pytest.approx(0)  # it takes what others do not need
-    assert gpu.time_limit("about", parts[1:], 480, 16, tiny=False) == 30
+    double = gpu.time_limit("about", parts[1:], 480, 16, tiny=False)
+    assert double == 2 * gpu.time_limit("about", parts[1:], 480, 8, tiny=False)
 
 
 def test_pack(data, here, capsys, monkeypatch):

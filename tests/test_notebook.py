@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, make_folder, make_zip
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
-FILES = "dcgan wgan_gp sample metrics report neighbours inception training datasets sources folders"
+FILES = "dcgan wgan_gp sample metrics report page neighbours inception training datasets sources folders"
 TINY = {
     "FIRST": "--size 16 --width 4 --batch 8 --steps 2 --device cpu",
     "OWN": "--size 16 --width 4 --batch 8 --steps 2 --device cpu",
@@ -34,6 +34,7 @@ def test_the_notebook_runs(here, small_weights, monkeypatch):
     (here / "project").mkdir()
     for name in FILES.split():
         shutil.copy(ROOT / f"{name}.py", here / "project")
+    shutil.copy(ROOT / "page.html", here / "project")
     shutil.make_archive(str(here / "plaingen"), "zip", here, "project")
     make_zip(make_folder(here / "photos", [f"{i}.png" for i in range(30)]), here / "photos.zip")
     values = TINY | {"DATA": "photos.zip", "SOURCE": "plaingen.zip"}
@@ -46,7 +47,7 @@ def test_the_notebook_runs(here, small_weights, monkeypatch):
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(here / "ipython"))
-    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3")
     client.execute(cwd=str(here))
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     text = "".join(output.get("text", "") for output in outputs)

@@ -244,11 +244,13 @@ def test_training_is_the_algorithm_written_plainly(tiny, script, flags):
         assert float(row["loss_kl"]) == pytest.approx(kl, rel=1e-3, abs=1e-3)
     assert list(checkpoint["models"]) == [MODEL[script], "ema"][: 1 + (args.ema > 0)]
     names = [name for name, _ in model.named_parameters()]
-    for state, weights in zip(checkpoint["models"].values(), models, strict=False):
+    for (kind, state), weights in zip(checkpoint["models"].items(), models, strict=False):
         for name, theirs, first in zip(names, weights, start, strict=True):
             # As a whole: where a gradient is mere rounding, Adam moves a weight as far as any other
             assert (state[name] - theirs).norm() <= 0.03 * (theirs - first).norm()
-        for name, theirs in model.named_buffers():  # BatchNorm's: the average has the latest ones
+        if kind == "ema":  # its BatchNorm: see test_cvae.py
+            continue
+        for name, theirs in model.named_buffers():
             torch.testing.assert_close(state[name], theirs, rtol=1e-3, atol=1e-4)
 
 
