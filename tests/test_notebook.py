@@ -7,7 +7,8 @@ import pytest
 from conftest import ROOT, make_folder, make_zip
 
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
-FILES = "dcgan wgan_gp sample metrics report page neighbours inception training datasets sources folders"
+FILES = "dcgan wgan_gp sample metrics report page neighbours inception training datasets "
+FILES += "sources folders"
 TINY = {
     "FIRST": "--size 16 --width 4 --batch 8 --steps 2 --device cpu",
     "OWN": "--size 16 --width 4 --batch 8 --steps 2 --device cpu",
