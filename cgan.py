@@ -111,37 +111,37 @@ def add_own_flags(parser):
     rate = number(float, 1e-12)
     whole = number(int, 1)
     weight = number(float, 0)
-    add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
-    add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
+    add("--width", type=whole, default=64, help="base channels, f in the drawing")
+    add("--latent-dim", type=whole, default=256, help="length of z")
     choices = ["auxiliary", "projection"]
-    words = "how the discriminator uses the class [%(default)s]"
+    words = "how the discriminator uses the class"
     add("--condition", choices=choices, default="auxiliary", help=words)
-    words = "images from which --condition auxiliary learns the classes [%(default)s]"
+    words = "images from which --condition auxiliary learns the classes"
     add("--class-from", choices=["both", "real"], default="both", help=words)
-    words = "factor on the embedding in the generator, see `Generator` [%(default)s]"
+    words = "factor on the embedding in the generator, see `Generator`"
     add("--class-scale", type=rate, default=1.0, help=words)
-    words = "normalization in the discriminator [%(default)s]"
+    words = "normalization in the discriminator"
     add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
     choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    words = "how the generator doubles the side, see `Generator`"
     add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
-    add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
+    add("--lr", type=rate, default=2e-4, help="learning rate of both networks")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
-    add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term [%(default)s]")
-    words = "of real against generated images [%(default)s]"
+    add("--g-steps", type=whole, default=1, help="generator updates in a step")
+    add("--d-steps", type=whole, default=1, help="discriminator updates in a step")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum")
+    add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term")
+    words = "of real against generated images"
     add("--loss", choices=["hinge", "logistic"], default="hinge", help=words)
-    words = "weight of the penalty on the slope at real images [%(default)s]"
+    words = "weight of the penalty on the slope at real images"
     add("--r1", type=weight, default=0.0, help=words)
-    words = "updates between two penalties, each of which counts that often [%(default)s]"
+    words = "updates between two penalties, each of which counts that often"
     add("--r1-every", type=whole, default=16, help=words)
-    words = "standard deviation of noise on images [%(default)s]"
+    words = "standard deviation of noise on images"
     add("--noise", type=weight, default=0.0, help=words)
-    words = "steps until the noise has faded to 0 [%(default)s]"
+    words = "steps until the noise has faded to 0"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--augment", action="store_true", help="show the discriminator randomly changed images")
     add("--flip", action="store_true", help="mirror half of the training images")

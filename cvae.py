@@ -130,11 +130,11 @@ def parse_args(argv=None):
     add = parser.groups["model"].add_argument
     whole = number(int, 1)
     count = number(int, 0)
-    add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
-    add("--latent-dim", type=whole, default=256, help="length of z [%(default)s]")
-    add("--likelihood", choices=LIKELIHOODS, default="gaussian", help="p(x|z,y) [%(default)s]")
+    add("--width", type=whole, default=64, help="base channels, f in the drawing")
+    add("--latent-dim", type=whole, default=256, help="length of z")
+    add("--likelihood", choices=LIKELIHOODS, default="gaussian", help="p(x|z,y)")
     add = parser.groups["training"].add_argument
-    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
+    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate")
     add("--kl-weight", type=number(float, 1e-9), default=1.0, help="factor on the KL term")
     add("--kl-warmup", type=count, default=0, help="steps over which that factor grows")
     add("--balance", action="store_true", help="draw every class equally often")
@@ -530,16 +530,17 @@ def main(argv=None):
             run.count(loss_recon=reconstruction, loss_kl=kl, loss_bound=bound, mse=mse)
 
             last = run.step == total
+            # also at the end of an epoch, so that no row spans two epochs
+            logged = last or run.every(args.log_every, eval_every, per_epoch)
+            tested = logged and held_out is not None  # a row with losses of held-out images
             used = run.every(
-                args.log_every,
                 eval_every,
-                per_epoch,
                 sample_every,
                 save_every,
                 args.keep_every,
             )
             # averaged weights need BatchNorm statistics of their own
-            if args.ema > 0 and (last or used):
+            if args.ema > 0 and (last or used or tested):
                 training.recount_statistics(sampler, ema_inputs)
             scores = {}
             if metrics and eval_every and (last or run.every(eval_every)):
@@ -549,8 +550,7 @@ def main(argv=None):
                     reference.choose, fake, **measured, real_words=reference.words
                 )
                 run.keep_best(scores, args.size, reference.choose)  # best.pt, if its FID is lowest
-            # also at the end of an epoch, so that no row spans two epochs
-            if last or run.every(args.log_every, eval_every, per_epoch):
+            if logged:
                 if held_out is not None and run.is_main:
                     run.wait()
                     _, means = measure(sampler, datasets.pick(held_out, slice(500)))

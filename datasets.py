@@ -738,9 +738,9 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
     size = number(int, 8, 1025)
-    add("--size", type=size, default=64, metavar="N", help="side in pixels [%(default)s]")
+    add("--size", type=size, default=64, metavar="N", help="side in pixels")
     add("--split", choices=["train", "test", "all"], default="train", help="which images")
-    add("--fit", choices=FITS, default="crop", help="to make images square [%(default)s]")
+    add("--fit", choices=FITS, default="crop", help="to make images square")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
     add("--stats", action="store_true", help="print counts, balance, channel means")
     add("--svd", metavar="FILE.png", type=png_name, help="plot singular values, print dimensions")

@@ -104,31 +104,31 @@ def parse_args(argv=None):
     add = parser.groups["model"].add_argument
     rate = number(float, 1e-12)
     whole = number(int, 1)
-    add("--width", type=whole, default=64, help="base channels, f in the drawing [%(default)s]")
-    add("--latent-dim", type=whole, default=100, help="length of z [%(default)s]")
+    add("--width", type=whole, default=64, help="base channels, f in the drawing")
+    add("--latent-dim", type=whole, default=100, help="length of z")
     choices = ["transposed", "nearest"]
-    words = "how the generator doubles the side, see `Generator` [%(default)s]"
+    words = "how the generator doubles the side, see `Generator`"
     add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
-    add("--lr", type=rate, default=2e-4, help="learning rate of both networks [%(default)s]")
+    add("--lr", type=rate, default=2e-4, help="learning rate of both networks")
     add("--lr-g", type=rate, help="of the generator alone [--lr]")
     add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step [%(default)s]")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step [%(default)s]")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum [%(default)s]")
-    add("--weight-decay", type=number(float, 0), default=0.0, help="Adam's L2 term [%(default)s]")
+    add("--g-steps", type=whole, default=1, help="generator updates in a step")
+    add("--d-steps", type=whole, default=1, help="discriminator updates in a step")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum")
+    add("--weight-decay", type=number(float, 0), default=0.0, help="Adam's L2 term")
     sigma = number(float, 0)
     add(
         "--noise",
         type=sigma,
         default=0.0,
-        help="standard deviation of noise on images [%(default)s]",
+        help="standard deviation of noise on images",
     )
     add(
         "--noise-steps",
         type=whole,
         default=10_000,
-        help="steps until the noise has faded to 0 [%(default)s]",
+        help="steps until the noise has faded to 0",
     )
     add("--flip", action="store_true", help="mirror half of the training images")
     training.add_run_flags(parser, PRESETS)

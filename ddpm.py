@@ -132,17 +132,17 @@ def parse_args(argv=None):
         "--noise-schedule",
         choices=["cosine", "linear"],
         default="cosine",
-        help="how abar_t falls from 1 to 0 [%(default)s]",
+        help="how abar_t falls from 1 to 0",
     )
     add(
         "--objective",
         choices=["v", "noise"],
         default="v",
-        help="what the network predicts [%(default)s]",
+        help="what the network predicts",
     )
     add = parser.groups["training"].add_argument
-    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate [%(default)s]")
-    words = "share of the values in a block that are set to 0 in training [%(default)s]"
+    add("--lr", type=number(float, 1e-12), default=2e-4, help="learning rate")
+    words = "share of the values in a block that are set to 0 in training"
     add("--dropout", type=share, default=0.1, help=words)
     words = "share of images trained without their class, which guidance needs"
     add("--drop-label", type=share, default=0.1, help=words)

@@ -33,7 +33,7 @@ PICTURE_BYTES = 700_000  # of those that are not frames of a slider
 POINTS = 1000  # of a curve, at most
 PICTURES = {  # what report.py draws: its title
     "strip": "Samples at a few epochs",
-    "classes": "Real images, and their latents decoded as every class",
+    "classes": "Images of each class",
     "interpolation": "Walks from one latent vector to another",
     "denoising": "From noise to image",
     "guidance": "More and more guidance",

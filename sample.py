@@ -68,7 +68,7 @@ def parse_args(argv=None):
     parser.usage = "sample.py RUN [flags]"
     add = parser.groups["data"].add_argument
     add("run", metavar="RUN", help="a run directory or a checkpoint")
-    add("--count", type=number(int, 1, 10**9), default=64, help="how many images [%(default)s]")
+    add("--count", type=number(int, 1, 10**9), default=64, help="how many images")
     add("--to", metavar="PATH", help="FILE.png for one grid, or a folder [a grid]")
     add("--class", dest="class_name", metavar="NAME", help="images of this class only")
     add("--interpolate", type=number(int, 2, 1000), metavar="N", help="8 walks of N images each")
@@ -76,9 +76,9 @@ def parse_args(argv=None):
     add("--data", metavar="NAME|PATH", help="for --walk images: where the ends come from")
     add = parser.groups["run"].add_argument
     add("--seed", type=number(int, 0, 2**32), default=0, help="another seed, other images [0]")
-    add("--weights", choices=["ema", "plain"], default="ema", help="averaged, if any [%(default)s]")
-    add("--checkpoint", choices=["best", "last"], default="last", help="of a run [%(default)s]")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps [%(default)s]")
+    add("--weights", choices=["ema", "plain"], default="ema", help="averaged, if any")
+    add("--checkpoint", choices=["best", "last"], default="last", help="of a run")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     words = sys.argv[1:] if argv is None else argv
     without_help = [word for word in words if word not in ("-h", "--help")]
     args, _ = parser.parse_known_args(without_help or words)  # --help alone ends here

@@ -103,11 +103,11 @@ def parse_args(argv=None):
     add = parser.groups["model"].add_argument
     whole = number(int, 1)
     count = number(int, 0)
-    add("--width", type=whole, default=512, help="size of the hidden layers [%(default)s]")
-    add("--latent-dim", type=whole, default=16, help="length of z [%(default)s]")
-    add("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="p(x|z) [%(default)s]")
+    add("--width", type=whole, default=512, help="size of the hidden layers")
+    add("--latent-dim", type=whole, default=16, help="length of z")
+    add("--likelihood", choices=LIKELIHOODS, default="bernoulli", help="p(x|z)")
     add = parser.groups["training"].add_argument
-    add("--lr", type=number(float, 1e-12), default=1e-3, help="learning rate [%(default)s]")
+    add("--lr", type=number(float, 1e-12), default=1e-3, help="learning rate")
     add("--kl-weight", type=number(float, 1e-9), default=1.0, help="factor on the KL term")
     add("--kl-warmup", type=count, default=0, help="steps over which that factor grows")
     add = parser.groups["evaluation"].add_argument
