@@ -92,7 +92,7 @@ from sources import (
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("cats", "animals", "food", "cifar10")
-TESTS = ("test_captured.py", "test_datasets.py", "test_scripts.py")  # those with tests marked gpu
+TESTS = ("test_captured.py", "test_scripts.py")  # those with tests marked gpu
 PROFILED = {"dcgan": 128, "wgan_gp": 64, "ddpm": 64}  # batches of cats, small-gan and animals
 BATCHES = {"speed-128": [128], "speed-rest": [64, 512]}
 
