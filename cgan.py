@@ -26,7 +26,7 @@ in one of two ways:
       |                                              |
     (2f, 16, 16)  BatchNorm of class y, ReLU       (4f, 8, 8)
       |                                              |
-    (f, 32, 32)   BatchNorm of class y, ReLU       (8f, 4, 4), averaged over the 4x4 positions
+    (f, 32, 32)   BatchNorm of class y, ReLU       (8f, 4, 4), averaged over positions: (8f)
       | ConvTranspose 4x4 stride 2                   | Linear, Linear
     image (3, 64, 64), tanh                        score (1), class (5)          f = --width
 
@@ -37,6 +37,8 @@ In the generator, the class sets the gain and offset of every BatchNorm (Dumouli
                         its largest singular value. That bounds the slope of the score (Miyato,
                         Kataoka, Koyama, Yoshida 2018, 1802.05957).
     --d-norm batch      BatchNorm, as in dcgan.py.
+    --pooling none      The discriminator does not average over the 4x4 positions. Its last layers
+                        see all 128f features, so they can tell where a thing is, as in dcgan.py.
     --loss hinge        max(0, 1 - s) on the scores s of real images and max(0, 1 + s) on those of
                         generated ones (Lim, Ye 2017, 1705.02894).
     --loss logistic     -log D and -log(1 - D) with D = 1 / (1 + e^-s), as in dcgan.py (Goodfellow
@@ -94,12 +96,11 @@ PRESETS = {
         lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000, fit="squash",
         report=R0,
     ),
-    # What is left of R0's own list of missing pieces after an ablation. --augment pays off after
-    # 50 epochs
+    # The same images, generator of the same size: see docs/results/best.md
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4,
-        lr_d=2.5e-4, ema=0.995, class_scale=1 / 128, class_from="real", d_norm="batch",
-        loss="logistic", augment=True, fit="squash",
+        lr_d=2.5e-4, ema=0.999, class_scale=1 / 128, class_from="real", d_norm="batch",
+        pooling="none", loss="logistic", upsample="nearest", flip=True, shift=True, fit="squash",
         report=R0,
     ),
 }  # fmt: skip
@@ -122,6 +123,8 @@ def add_own_flags(parser):
     add("--class-scale", type=rate, default=1.0, help=words)
     words = "normalization in the discriminator"
     add("--d-norm", choices=["spectral", "batch"], default="spectral", help=words)
+    words = "over positions, before the discriminator's last layers"
+    add("--pooling", choices=["mean", "none"], default="mean", help=words)
     choices = ["transposed", "nearest"]
     words = "how the generator doubles the side, see `Generator`"
     add("--upsample", choices=choices, default="transposed", help=words)
@@ -143,7 +146,9 @@ def add_own_flags(parser):
     add("--noise", type=weight, default=0.0, help=words)
     words = "steps until the noise has faded to 0"
     add("--noise-steps", type=whole, default=10_000, help=words)
-    add("--augment", action="store_true", help="show the discriminator randomly changed images")
+    add("--shift", action="store_true", help="show the discriminator randomly shifted images")
+    words = "show it randomly colored, shifted and covered images"
+    add("--augment", action="store_true", help=words)
     add("--flip", action="store_true", help="mirror half of the training images")
     add("--balance", action="store_true", help="draw every class equally often")
 
@@ -241,11 +246,13 @@ class Discriminator(nn.Module):
     singular value. That bounds the slope of a layer, to 1 for the linear ones and to 2 for these
     convolutions, so the score cannot run away. "batch" is DCGAN's BatchNorm in all layers but the
     first. It notices a batch of images that are too similar.
+    pooling: what becomes of the 4x4 positions. "mean" averages over them; "none" keeps them all.
     """
 
-    def __init__(self, size, channels, classes, width, norm, condition):
+    def __init__(self, size, channels, classes, width, norm, condition, pooling="mean"):
         super().__init__()
         self.condition = condition
+        self.pooling = pooling
         wrapped = spectral_norm if norm == "spectral" else nn.Identity()
         layers = []
         in_channels = channels
@@ -256,13 +263,16 @@ class Discriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             in_channels = out_channels
         self.layers = nn.Sequential(*layers)  # (N, 8f, 4, 4)
+        if pooling == "none":
+            in_channels *= 16
         self.score = wrapped(nn.Linear(in_channels, 1))
         # for the auxiliary guess its logits; for the projection row y of its weight is e(y)
         bias = condition == "auxiliary"
         self.class_layer = wrapped(nn.Linear(in_channels, classes, bias=bias))
 
     def forward(self, images, y):
-        h = self.layers(images).mean((2, 3))  # (N, 8f)
+        h = self.layers(images)
+        h = h.mean((2, 3)) if self.pooling == "mean" else h.flatten(1)  # (N, 8f or 128f)
         score = self.score(h)[:, 0]
         class_logits = self.class_layer(h)
         if self.condition == "projection":
@@ -330,15 +340,31 @@ def slope_at_real(discriminator, real, y):
     return gradient.square().sum((1, 2, 3)).mean()
 
 
-def diff_augment(images):
-    """Random changes, other ones for each image (Zhao et al. 2020, 2006.10738): brightness,
-    saturation, contrast, a shift by up to an eighth of the side, and a gray square over a quarter
-    of the image.
+def shifted(images):
+    """Each image shifted at random by up to an eighth of its side; gray, 0, moves in.
 
     If there are few real images, the discriminator learns them by heart. Changed at random they are
     many. Generated images are changed in the same way and the gradient passes through, so the
-    generator does not learn the changes. images: (N, C, size, size) in [-1, 1].
+    generator does not learn the changes (Zhao et al. 2020, 2006.10738). images: (N, C, size, size)
+    in [-1, 1].
     """
+    n, _, size, _ = images.shape
+    positions = torch.arange(size, device=images.device)
+    reach = size // 8
+    for axis in (2, 3):
+        shift = torch.randint(-reach, reach + 1, (n, 1), device=images.device)
+        shape = [n, 1, 1, 1]
+        shape[axis] = size
+        source = (positions + shift).view(shape)  # row i of the result is row i + shift
+        inside = (source >= 0) & (source < size)
+        index = source.clamp(0, size - 1).expand_as(images)
+        images = images.gather(axis, index) * inside
+    return images
+
+
+def diff_augment(images):
+    """All random changes of Zhao et al., other ones for each image: brightness, saturation,
+    contrast, a shift, and a gray square over a quarter of the image. images as in `shifted`."""
     n, _, size, _ = images.shape
     device = images.device
 
@@ -352,17 +378,8 @@ def diff_augment(images):
     mean = images.mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, uniform(0.5, 1.5))
 
-    # The shift. Row i of the result is row i + shift of the image, and outside of it 0, gray.
+    images = shifted(images)
     positions = torch.arange(size, device=device)
-    reach = size // 8
-    for axis in (2, 3):
-        shift = torch.randint(-reach, reach + 1, (n, 1), device=device)
-        shape = [n, 1, 1, 1]
-        shape[axis] = size
-        source = (positions + shift).view(shape)
-        inside = (source >= 0) & (source < size)
-        index = source.clamp(0, size - 1).expand_as(images)
-        images = images.gather(axis, index) * inside
 
     # The square. Its side is half that of the image, its center is anywhere.
     def covered():
@@ -375,11 +392,13 @@ def diff_augment(images):
     return images * ~(rows & columns)
 
 
-def as_seen(images, augment, sigma):
+def as_seen(images, args, sigma):
     """Images as the discriminator sees them: augmented, with instance noise (Sonderby et al. 2016,
     1610.04490). sigma: tensor, or None for no noise."""
-    if augment:
+    if args.augment:
         images = diff_augment(images)
+    elif args.shift:
+        images = shifted(images)
     if sigma is None:
         return images
     return images + sigma * torch.randn_like(images)
@@ -405,8 +424,8 @@ def discriminator_step(
     with autocast():
         with torch.no_grad():
             fake = generator(z, y).float()
-        real_score, real_class = discriminator(as_seen(real, args.augment, sigma), y)
-        fake_score, fake_class = discriminator(as_seen(fake, args.augment, sigma), y)
+        real_score, real_class = discriminator(as_seen(real, args, sigma), y)
+        fake_score, fake_class = discriminator(as_seen(fake, args, sigma), y)
     d_real = loss_d(real_score, True, args.loss)
     d_fake = loss_d(fake_score, False, args.loss)
     class_real = class_loss(real_class, labels)
@@ -418,7 +437,7 @@ def discriminator_step(
     # 1912.04958, appendix B). So the mean of `slope` over many updates is right.
     slope = torch.zeros((), device=real.device)
     if take_r1:
-        seen = as_seen(real, args.augment, sigma)
+        seen = as_seen(real, args, sigma)
         slope = args.r1_every * slope_at_real(discriminator, seen, y)
         loss = loss + args.r1 / 2 * slope
     optimizer.zero_grad()
@@ -437,7 +456,7 @@ def generator_step(generator, discriminator, optimizer, autocast, args, labels, 
     z = torch.randn(len(labels), generator.latent_dim, device=labels.device)
     with autocast():
         fake = generator(z, y).float()
-        score, class_logits = discriminator(as_seen(fake, args.augment, sigma), y)
+        score, class_logits = discriminator(as_seen(fake, args, sigma), y)
     g_loss = loss_g(score, args.loss)
     loss = g_loss + class_loss(class_logits, labels)
     optimizer.zero_grad()
@@ -535,7 +554,7 @@ def main(argv=None):
     counts = datasets.class_counts(data)
     sizes = (args.latent_dim, args.width, args.class_scale, args.upsample)
     generator = Generator(args.size, channels, counts, *sizes).apply(init_weights)
-    kind = (args.d_norm, args.condition)
+    kind = (args.d_norm, args.condition, args.pooling)
     discriminator = Discriminator(args.size, channels, len(counts), args.width, *kind)
     discriminator.apply(init_weights)
     if args.dry_run:

@@ -81,6 +81,12 @@ REPORTS = {  # data set: {script: preset of a report}
 EACH = "each flag removed"  # stands for an entry for each flag of the preset
 ABLATIONS = {  # name: [(row, further flags)]
     "dcgan": [("dcgan-cats-report", ""), ("dcgan-cats-best", ""), ("dcgan-cats-best", EACH)],
+    "cgan": [("cgan-animals-report", ""), ("cgan-animals-best", ""), ("cgan-animals-best", EACH)],
+    "wgan_gp": [
+        ("wgan_gp-food-report", ""),
+        ("wgan_gp-food-best", ""),
+        ("wgan_gp-food-best", EACH),
+    ],
 }
 NOT_TYPED = {"data", "size", "report", "steps", "epochs", "eval_images", *training.NO_MATTER}
 

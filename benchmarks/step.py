@@ -125,7 +125,7 @@ def networks(args):
     if args.script == "cgan":
         sizes = (LATENT_DIM, args.width, flags.class_scale)
         generator = cgan.Generator(args.size, 3, counts, *sizes).apply(cgan.init_weights)
-        kind = (flags.d_norm, flags.condition)
+        kind = (flags.d_norm, flags.condition, flags.pooling)
         discriminator = cgan.Discriminator(args.size, 3, CLASSES, args.width, *kind)
         return [generator, discriminator.apply(cgan.init_weights)]
     if args.script == "wgan_gp":

@@ -48,6 +48,25 @@ def test_the_networks_of_r0():
     assert count(discriminator) == downs + 513 * (1 + 5)
     batch_norm = cgan.Discriminator(64, 3, 5, 64, "batch", "auxiliary")
     assert count(batch_norm) == count(discriminator) + 2 * (128 + 256 + 512)  # not in the first
+    no_pooling = cgan.Discriminator(64, 3, 5, 64, "batch", "auxiliary", "none")
+    assert count(no_pooling) == count(batch_norm) + 15 * 512 * (1 + 5)
+
+
+def test_pooling_is_the_mean_of_what_no_pooling_reads():
+    """With a sixteenth of the same weight at each of the 4x4 positions, both give the same."""
+    torch.manual_seed(0)
+    mean = cgan.Discriminator(16, 3, 4, 2, "spectral", "auxiliary", "mean").eval()
+    none = cgan.Discriminator(16, 3, 4, 2, "batch", "auxiliary", "none").eval()
+    none.layers = mean.layers
+    with torch.no_grad():
+        for name in ("score", "class_layer"):
+            layer, wide = getattr(mean, name), getattr(none, name)
+            wide.weight.copy_(layer.weight.repeat_interleave(16, 1) / 16)  # channel by channel
+            wide.bias.copy_(layer.bias)
+    images = torch.randn(3, 3, 16, 16)
+    y = one_hot(torch.tensor([0, 3, 1]), 4)
+    for ours, wanted in zip(none(images, y), mean(images, y), strict=True):
+        torch.testing.assert_close(ours, wanted)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -241,6 +260,18 @@ def train(here):
     return run
 
 
+def shifted_plainly(images):
+    """cgan.shifted: pixels of a padded image, cut out one by one."""
+    n, _, size, _ = images.shape
+    reach = size // 8
+    down = torch.randint(-reach, reach + 1, (n, 1))
+    right = torch.randint(-reach, reach + 1, (n, 1))
+    padded = F.pad(images, [reach] * 4)
+    first = [(reach + a.item(), reach + b.item()) for a, b in zip(down, right, strict=True)]
+    pieces = [x[:, a : a + size, b : b + size] for x, (a, b) in zip(padded, first, strict=True)]
+    return torch.stack(pieces).to(memory_format=torch.channels_last)
+
+
 def textbook(args):
     """The algorithm written plainly. Yields the losses of each step, and at the end three
     networks: generator, discriminator, average."""
@@ -249,7 +280,8 @@ def textbook(args):
     torch.manual_seed(args.seed)
     scale = args.class_scale
     generator = cgan.Generator(16, 3, [24, 16, 8], 5, 3, scale).apply(cgan.init_weights)
-    discriminator = cgan.Discriminator(16, 3, 3, 3, args.d_norm, args.condition)
+    kind = (args.d_norm, args.condition, args.pooling)
+    discriminator = cgan.Discriminator(16, 3, 3, 3, *kind)
     discriminator.apply(cgan.init_weights)
     average = copy.deepcopy(generator)
     opt_g = torch.optim.SGD(generator.parameters())
@@ -264,6 +296,8 @@ def textbook(args):
             images = images.to(memory_format=torch.channels_last)  # the order of the noise
             if args.augment:
                 images = cgan.diff_augment(images)
+            if args.shift:
+                images = shifted_plainly(images)
             return images + sigma * torch.randn_like(images) if sigma else images
 
         r1 = 0
@@ -326,6 +360,7 @@ def textbook(args):
         "--condition=projection --loss=logistic --d-norm=batch --class-scale=0.1 --g-steps=2",
         "--class-from=real --loss=logistic --d-norm=batch --d-steps=2 --balance --augment",
         "--condition=projection --r1=1 --r1-every=1 --lr-g=.1 --lr-d=.02 --lr-decay=0.9 --seed=2",
+        "--pooling=none --shift --loss=logistic --d-norm=batch --class-from=real",
     ],
 )
 def test_training_is_the_algorithm_written_plainly(train, flags, monkeypatch):

@@ -300,7 +300,7 @@ def test_an_ablation_removes_each_flag_of_a_preset(tmp_path, monkeypatch):
     script = training.load_script("cgan")
     whole, _ = script.parse_args(["--preset", "best", "--dry-run"])
     removed = {name.split("without ")[1] for name in rows if "without" in name}
-    assert {"augment", "lr_d", "ema"} <= removed and not removed & {"data", "size", "report"}
+    assert {"shift", "lr_d", "ema"} <= removed and not removed & {"data", "size", "report"}
     for flag in removed:
         typed = rows[f"cgan-animals-best without {flag}"].words
         flags, _ = script.parse_args([*typed, "--data", "animals", "--dry-run"])

@@ -511,7 +511,7 @@ def test_presets_are_the_reports():
         "fade-in-gan": (100, 64, 1, "tanh", 3, 0.02),
         "paper": (128, 64, 5, "tanh", 1, 0.0),
     }
-    assert {*table, "shapes"} == set(wgan_gp.PRESETS)
+    assert {*table, "shapes", "best"} == set(wgan_gp.PRESETS)
     names = ("latent_dim", "width", "critic_steps", "normalize", "stages", "noise")
     for name, wanted in table.items():
         args = flags(f"--preset={name}")
@@ -519,6 +519,8 @@ def test_presets_are_the_reports():
         assert (args.lr, args.batch, args.penalty_weight, args.size) == (1e-4, 64, 10, 64)
         networks = ("resnet", "layer") if name == "paper" else ("dcgan", "none")
         assert (args.arch, args.critic_norm) == networks
+    best, small = flags("--preset=best"), flags("--preset=small-gan")
+    assert [getattr(best, flag) for flag in names[:5]] == [getattr(small, f) for f in names[:5]]
 
 
 @pytest.mark.parametrize("preset", [name for name in wgan_gp.PRESETS if name != "shapes"])
