@@ -284,7 +284,8 @@ def profile(setup, save):
         activities = [torch.profiler.ProfilerActivity.CUDA]
     result = {}
     for script, batch in PROFILED.items():
-        loop = step.ours(step_flags(setup, script, 4 if setup.tiny else batch), device, "bf16")
+        flags = step_flags(setup, script, 4 if setup.tiny else batch)
+        loop = step.ours(flags, device, "bf16")
         for _ in range(8):  # finds kernels, captures
             next(loop)
         seconds = timed(lambda loop=loop: next(loop), device, 3)  # the profiler slows steps down
@@ -300,7 +301,7 @@ def profile(setup, save):
             microseconds[name] += (row.self_device_time_total or row.self_cpu_time_total) / 3
             calls[name] += row.count / 3
         total = microseconds.total()
-        words = f"{total / 1e6 / seconds:.0%} of {seconds * 1e3:.2f} ms a step of {batch}"
+        words = f"{total / 1e6 / seconds:.0%} of {seconds * 1e3:.2f} ms a step of {flags.batch}"
         result[f"{script}: busy"] = f"{words}, {calls.total():,.0f} kernels"
         for name, value in microseconds.most_common(10):
             result[f"{script}: {name}"] = f"{value / total:.1%}, {calls[name]:.0f} a step"
