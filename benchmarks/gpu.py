@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --data DIR --to OUT                      # 8 minutes
     python benchmarks/gpu.py --to OUT --only about tests speed-128    # needs no data
+    python benchmarks/gpu.py --data DIR --to OUT --only no-noise-gan --minutes 2
     python benchmarks/gpu.py --data DIR --pack pack.zip               # to carry elsewhere
     python benchmarks/gpu.py --data pack.zip --to OUT --minutes 13
 
@@ -23,9 +24,19 @@ The parts, in this order:
     metrics      Inception features a second
     speed-rest   as speed-128, at batch 64 and 512, if there is time left
 
+Longer trainings run only if --only names them, because a share of 8 minutes shows little of them:
+
+    cats-100k, food-noise                         dcgan.py, 100,000 and 200,000 steps
+    no-noise-gan, multistep-critic, fade-in-gan   wgan_gp.py, 10,000 steps: a minute or two each
+    large-gan                                     wgan_gp.py, 10,000 steps with 16 times the work
+    ddpm-animals                                  ddpm.py, 100,000 steps
+
+A training ends after its steps or its share of --minutes. The parts run one after another: when
+several trainings share a GPU, they take turns, and each runs 4 to 8 times slower.
+
 Each part runs in a process of its own with a time limit, so a part that fails costs nothing else.
-After each part OUT/gpu.json, OUT/gpu.md and OUT/pictures.zip hold all that is known so far. If a
-part fails, the last 30 lines that it printed are in the report.
+After each part OUT/gpu.json, OUT/gpu.md and OUT/pictures.zip (with the logs of trainings) hold all
+that is known so far. If a part fails, the last 30 lines that it printed are in the report.
 
 With --device cpu everything runs at a tiny size: a rehearsal, which says nothing about speed.
 """
@@ -36,6 +47,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports is silent; run_program t
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import collections
 import contextlib
 import gc
 import importlib.util
@@ -45,6 +57,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -79,11 +92,11 @@ from sources import (
 
 ROOT = Path(__file__).resolve().parent.parent
 SETS = ("cats", "animals", "food", "cifar10")
-TESTS = ("test_captured.py", "test_datasets.py", "test_scripts.py")  # those with tests marked gpu
-PROFILED = ("dcgan", "wgan_gp", "ddpm")
+TESTS = ("test_captured.py", "test_scripts.py")  # those with tests marked gpu
+PROFILED = {"dcgan": 128, "wgan_gp": 64, "ddpm": 64}  # batches of cats, small-gan and animals
 BATCHES = {"speed-128": [128], "speed-rest": [64, 512]}
 
-# part: script, preset, data set. The largest gain over the first edition comes first.
+# part: script, preset (and flags), data set. The largest gain over the first edition comes first.
 TRAININGS = {
     "cats": ("dcgan", "cats", "cats"),
     "small-gan": ("wgan_gp", "small-gan", "food"),
@@ -96,7 +109,20 @@ TRAININGS = {
     "ddpm-cifar10": ("ddpm", "cifar10", "cifar10"),
 }
 FIRST = ("about", "tests", "speed-128", "cats", "small-gan", "profile")
-PARTS = (*FIRST, *(part for part in TRAININGS if part not in FIRST), "metrics", "speed-rest")
+DEFAULT = (*FIRST, *(part for part in TRAININGS if part not in FIRST), "metrics", "speed-rest")
+
+# These run if --only names them. The reports' 2,000,000 steps can wait: 10,000 come first.
+LONG = {
+    "cats-100k": ("dcgan", "cats-100k", "cats"),
+    "food-noise": ("dcgan", "food-noise", "food"),
+    "no-noise-gan": ("wgan_gp", "no-noise-gan --steps 10000", "food"),
+    "multistep-critic": ("wgan_gp", "multistep-critic --steps 10000", "food"),
+    "fade-in-gan": ("wgan_gp", "fade-in-gan --steps 10000 --stage-steps 2000", "food"),
+    "large-gan": ("wgan_gp", "large-gan --steps 10000", "food"),
+    "ddpm-animals": ("ddpm", "animals", "animals"),
+}
+TRAININGS |= LONG
+PARTS = (*DEFAULT, *LONG)
 
 # How many of 480 seconds a part may take. The other trainings share what is left.
 SECONDS = {
@@ -113,6 +139,7 @@ OVERHEAD = 15  # seconds that a training needs besides: imports, preparation, sa
 # --device cpu
 TINY = "--size 16 --batch 8 --width 4"
 TINY_MORE = {"ddpm": "--blocks 1 --timesteps 20 --sample-steps 2", "gan_resnet": "--size 32"}
+TINY_MORE["wgan_gp"] = "--size 32"  # for three stages
 
 
 class Setup(NamedTuple):
@@ -131,7 +158,7 @@ def parse_args(argv=None):
     add("--data", metavar="DIR", help="a folder, or a file made by --pack [nothing is trained]")
     add("--to", metavar="OUT", default="gpu", help="folder for the results [%(default)s]")
     add("--minutes", type=number(float, 0.1), default=8.0, help="for everything [%(default)s]")
-    add("--only", nargs="+", choices=PARTS, metavar="PART", help="run these parts only")
+    add("--only", nargs="+", choices=PARTS, metavar="PART", help="run these parts, in this order")
     add("--skip", nargs="+", choices=PARTS, default=[], metavar="PART", help="leave these out")
     add("--device", default="auto", help="auto, cuda, cuda:1, or cpu for a rehearsal [%(default)s]")
     add("--pack", metavar="FILE.zip", help="write what the run needs into a file, run nothing")
@@ -249,36 +276,35 @@ def step_flags(setup, script, batch):
 
 
 def profile(setup, save):
-    """The kernels of captured steps in bf16 at batch 128, with their shares of the time."""
+    """The kernels of captured steps in bf16, with their shares of the time."""
     device = torch.device(setup.device)
     torch.backends.cudnn.benchmark = True  # as in pick_device
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities = [torch.profiler.ProfilerActivity.CUDA]
     result = {}
-    for script in PROFILED:
-        loop = step.ours(step_flags(setup, script, 4 if setup.tiny else 128), device, "bf16")
+    for script, batch in PROFILED.items():
+        flags = step_flags(setup, script, 4 if setup.tiny else batch)
+        loop = step.ours(flags, device, "bf16")
         for _ in range(8):  # finds kernels, captures
             next(loop)
-        step.wait(device)
+        seconds = timed(lambda loop=loop: next(loop), device, 3)  # the profiler slows steps down
         with torch.profiler.profile(activities=activities) as profiler:
-            start = time.perf_counter()
             for _ in range(3):
                 next(loop)
             step.wait(device)
-            seconds = time.perf_counter() - start
-        rows = profiler.key_averages()
-        microseconds = {
-            row.key: row.self_device_time_total or row.self_cpu_time_total for row in rows
-        }
-        total = sum(microseconds.values())
-        result[f"{script}: busy"] = (
-            f"{total / 1e6 / seconds:.0%} of {seconds / 3 * 1e3:.2f} ms a step"
-        )
-        for name in sorted(microseconds, key=microseconds.get, reverse=True)[:10]:
-            count = sum(row.count for row in rows if row.key == name) / 3
-            words = f"{microseconds[name] / total:.1%}, {count:.0f} a step"
-            result[f"{script}: {printable(name, 100)}"] = words
+        microseconds = collections.Counter()
+        calls = collections.Counter()
+        for row in profiler.key_averages():
+            name = row.key.replace("at::native::", "").replace("(anonymous namespace)::", "")
+            name = printable(name, 100)
+            microseconds[name] += (row.self_device_time_total or row.self_cpu_time_total) / 3
+            calls[name] += row.count / 3
+        total = microseconds.total()
+        words = f"{total / 1e6 / seconds:.0%} of {seconds * 1e3:.2f} ms a step of {flags.batch}"
+        result[f"{script}: busy"] = f"{words}, {calls.total():,.0f} kernels"
+        for name, value in microseconds.most_common(10):
+            result[f"{script}: {name}"] = f"{value / total:.1%}, {calls[name]:.0f} a step"
         save(result)
 
 
@@ -332,13 +358,13 @@ def metric_speed(setup, save):
 
 
 def train(setup, save, part):
-    """Train a preset, in full (cats) or for the time there is, and measure it."""
+    """Train a preset, in full (cats) or for its steps or the time there is, and measure it."""
     script, preset, name = TRAININGS[part]
     if name not in setup.data:
         save({"not run": f"no {name}*.zip in --data"})
         return
     run_directory = setup.work / part
-    words = ["--preset", preset, "--data", setup.data[name], "--out", str(run_directory)]
+    words = ["--preset", *preset.split(), "--data", setup.data[name], "--out", str(run_directory)]
     words += ["--device", setup.device]
     if setup.tiny:
         words += f"{TINY} {TINY_MORE.get(script, '')}".split()
@@ -362,7 +388,7 @@ def train(setup, save, part):
     seconds = checkpoint["seconds"]
     rate = checkpoint["step"] / seconds
     result |= {"steps": checkpoint["step"], "seconds of training": round(seconds, 1)}
-    result |= {"whole preset": code is None, "steps/s": round(rate, 1)}
+    result |= {"all steps": code is None, "steps/s": round(rate, 1)}
     result["epochs"] = round(checkpoint["step"] / checkpoint["steps_per_epoch"], 1)
     result["img/s"] = round(rate * flags.batch)
     result["precision"] = checkpoint["flags"]["precision"]
@@ -416,6 +442,8 @@ def quality(setup, part, script, checkpoint):
         with contextlib.suppress(OSError):
             picture = Image.open(setup.work / part / f"{name}.png")
             datasets.save_picture(picture, setup.work / "pictures" / f"{part}-{name}.png")
+    with contextlib.suppress(OSError):  # stopped before its first row
+        shutil.copy(setup.work / part / "log.csv", setup.work / "pictures" / f"{part}-log.csv")
     if "weights" not in setup.data:
         path = setup.work / "pictures" / f"{part}-generated.npz"
         write_npz(path, fake)
@@ -584,14 +612,14 @@ def time_limit(part, waiting, left, minutes, tiny):
     if part == "speed-rest":
         return left
     reserve = sum(SECONDS[name] for name in waiting if name in SECONDS) * minutes / 8
-    sharing = 1 + sum(name in TRAININGS for name in waiting)
+    sharing = 1 + sum(name in TRAININGS and name not in SECONDS for name in waiting)
     return (left - reserve) / sharing
 
 
 def run_all(args, data, work_folder, start=in_a_process):
     """Run the parts one after another. Returns {part: {"result", "seconds", "problem", "log"}}."""
     out = Path(args.to)
-    parts = [part for part in args.only or PARTS if part not in args.skip]
+    parts = [part for part in args.only or DEFAULT if part not in args.skip]
     begun = time.perf_counter()
     tiny = args.device == "cpu"
     results = {}

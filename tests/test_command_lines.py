@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ def parser_of(monkeypatch, capsys):
     """parser_of("dcgan"): the ArgumentParser of a program."""
 
     def parser_of(name):
-        if name in BENCHMARKS:
+        if (ROOT / "benchmarks" / f"{name}.py").exists():
             monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         module = importlib.import_module(name)
         parsers = []
@@ -144,6 +146,60 @@ def test_more_than_memory_holds(name, tiny, parser_of, capsys):
 
         refused(main, [*more, f"{flag}={number}"], capsys, "not enough memory")
     assert not (tiny / "r").exists()
+
+
+def documented():
+    """{program: [(page, its command line), ...]} of the README and of docs/."""
+    commands = {}
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        blocks = re.findall("^    .*", text, re.MULTILINE)
+        spans = re.findall("`([^`]+)`", re.sub("^    .*", "", text, flags=re.MULTILINE))
+        for code in [*blocks, *(span.replace("\n", " ") for span in spans)]:
+            for program, line in re.findall(r"python ([\w/]+)\.py(.*?)(?=&&|;|$)", code):
+                commands.setdefault(program, []).append((path.name, line))
+    return commands
+
+
+DOCUMENTED = documented()
+
+
+@pytest.mark.parametrize("program", sorted(DOCUMENTED))
+def test_documented_commands(program, parser_of, here, capsys):
+    """Each parses: its flags exist, and the scripts have nothing to say against them."""
+    assert (ROOT / f"{program}.py").exists()
+    name = program.removeprefix("benchmarks/")
+    if name.startswith("tests/"):
+        return
+    parser = parser_of(name)
+    (here / "WEIGHTS").touch()
+    for flag, (_, kind, _) in importlib.import_module("ddpm").SAMPLING.items():
+        if name == "sample":  # the model says which of these it has
+            parser.add_argument(f"--{flag.replace('_', '-')}", type=kind)
+    for page, line in DOCUMENTED[program]:
+        argv = ["1" if word == "N" else word for word in shlex.split(line, comments=True)]
+        parse = parser.parse_args
+        if name in SCRIPTS and "--resume" not in argv:
+            parse = importlib.import_module(name).parse_args
+        try:
+            args = parse(argv)
+        except (SystemExit, sources.InputError) as problem:
+            if "--help" not in argv:
+                error = capsys.readouterr().err
+                pytest.fail(f"{page}: python {program}.py{line}\n{error or problem}")
+            capsys.readouterr()
+        if name == "augment":
+            flags = shlex.split(args.generator_flags)
+            importlib.import_module(args.generator).parse_args([*flags, "--dry-run"])
+        assert capsys.readouterr() == ("", ""), (page, line)
+
+
+def test_commands_are_found_on_the_pages():
+    """In blocks, with `\\` at the end of a line, in text, and over two lines of it."""
+    pages = {name: [page for page, _ in lines] for name, lines in DOCUMENTED.items()}
+    assert set(SCRIPTS + TOOLS) <= set(pages) and "README.md" in pages["dcgan"]
+    assert any("--generator-flags=" in line for _, line in DOCUMENTED["augment"])
+    assert sum(map(len, DOCUMENTED.values())) > 100
 
 
 PIPES = """

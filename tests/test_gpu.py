@@ -39,7 +39,7 @@ def in_this_process(monkeypatch, here):
     ours = {name: gpu.step.OURS[name] for name in ("dcgan", "vae_mlp")}  # test_benchmarks has all
     monkeypatch.setattr(gpu.step, "OURS", ours)
     monkeypatch.setattr(gpu.step, "device_rate", lambda *_: 1e12)
-    monkeypatch.setattr(gpu, "PROFILED", ["dcgan"])
+    monkeypatch.setattr(gpu, "PROFILED", {"dcgan": 128})
 
     def start(part, setup):
         training.Run.should_stop = should_stop  # the last part has replaced it
@@ -64,8 +64,10 @@ def run_all(words, data, work, start=gpu.in_a_process):
 def test_a_rehearsal(data, here, in_this_process, monkeypatch, no_plots):
     """Every part runs through on the CPU and leaves its numbers, pictures and report."""
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
-    results, page = run_all(["--minutes", "5"], data, here / "work", in_this_process)
-    assert list(results) == list(gpu.PARTS)
+    parts = [*gpu.DEFAULT, "fade-in-gan"]  # a long part: the others differ by their preset only
+    words = ["--minutes", "5", "--only", *parts]
+    results, page = run_all(words, data, here / "work", in_this_process)
+    assert list(results) == parts
     assert all(not result["problem"] and not result["log"] for result in results.values())
     values = {part: result["result"] for part, result in results.items()}
     assert "skipped" in values["tests"]["summary"] and values["tests"]["exit code"] in (0, 5)
@@ -74,17 +76,21 @@ def test_a_rehearsal(data, here, in_this_process, monkeypatch, no_plots):
         kinds = {(row["script"], row["precision"], row["graph"]) for row in rows}
         assert len(kinds) == len(rows) == len(gpu.step.OURS) * 4
         assert all(row["img/s"] > 0 and row["GFLOP an image"] > 0 for row in rows)
-    for part, (script, preset, _) in gpu.TRAININGS.items():
+    trainings = [part for part in parts if part in gpu.TRAININGS]
+    for part in trainings:
+        script, preset, _ = gpu.TRAININGS[part]
         assert f"{script}.py --preset {preset}" in values[part]["command"]
-        assert values[part]["whole preset"] == (part == "cats")  # the others are stopped
+        assert values[part]["all steps"] == (part == "cats")  # the others are stopped
         assert values[part]["steps/s"] > 0 and "(real images: " in values[part]["FID-64"]
         assert "collapse (pixels)" in values[part]
     assert "img/s" in values["metrics"]["features 64, bf16"]
     kernels = [name for name in values["profile"] if name.startswith("dcgan: aten::")]
     assert len(kernels) >= 5 and "ms a step" in values["profile"]["dcgan: busy"]
     with zipfile.ZipFile(here / "out" / "pictures.zip") as archive:
-        assert {f"{part}.png" for part in gpu.TRAININGS} <= set(archive.namelist())
-    assert all(f"## {part}" in page for part in gpu.PARTS)
+        files = {f"{part}{end}" for part in trainings for end in (".png", "-log.csv")}
+        assert files <= set(archive.namelist())
+        assert archive.read("cats-log.csv").startswith(b"step,epoch,seconds,img_per_s,")
+    assert all(f"## {part}" in page for part in parts)
 
 
 def test_without_data(here, in_this_process):
@@ -120,7 +126,7 @@ def test_parts_that_fail_and_parts_that_hang(here, monkeypatch):
 
 def test_time_limits():
     """The trainings without a limit of their own share what the others leave."""
-    parts = list(gpu.PARTS)
+    parts = list(gpu.DEFAULT)
     left = 480.0
     for part in parts:
         seconds = gpu.time_limit(part, parts[parts.index(part) + 1 :], left, 8, tiny=False)
@@ -131,6 +137,23 @@ def test_time_limits():
     assert part == "speed-rest" and left == pytest.approx(0)  # it takes what others do not need
     double = gpu.time_limit("about", parts[1:], 480, 16, tiny=False)
     assert double == 2 * gpu.time_limit("about", parts[1:], 480, 8, tiny=False)
+    assert gpu.time_limit("large-gan", [], 600, 10, tiny=False) == 600
+    # after the 65 of 480 seconds that small-gan has for itself
+    assert gpu.time_limit("no-noise-gan", ["small-gan"], 480, 8, tiny=False) == 415
+
+
+def test_long_trainings_run_only_if_named():
+    """Every preset of the reports that no machine here has finished has a part."""
+    presets = {preset.split()[0] for _, preset, _ in gpu.LONG.values()}
+    assert presets >= {"cats-100k", "food-noise", "large-gan", "no-noise-gan", "multistep-critic"}
+    assert presets >= {"fade-in-gan", "animals"} and not set(gpu.LONG) & set(gpu.DEFAULT)
+    for script, preset, name in gpu.LONG.values():
+        args, _ = training.load_script(script).parse_args(["--preset", *preset.split()])
+        assert name in gpu.SETS and args.data.startswith(name)
+        if script == "wgan_gp":
+            assert (
+                args.steps == 10_000 > (args.stages - 1) * args.stage_steps
+            )  # the last stage, too
 
 
 def test_pack(data, here, capsys, monkeypatch):
