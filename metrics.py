@@ -1149,14 +1149,13 @@ def write_result(run, values, preset):
     result = {"values": values, "report": report, "weights": run.weights_words()}
     result |= {"changed": words, "comparable": comparable, "step": run.step}
     write_text(run.path / "metrics.json", json.dumps(result, indent=1))
-    name = run.args.preset
     if changed:
-        print(f"\nnot quite the preset {name}: {printable(words, 1000)}")
+        print(f"\nnot quite the preset {run.args.preset}: {printable(words, 1000)}")
     if comparable:
-        print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+        print(f"\n{run.args.preset}: ours beside the report's. Its protocol: {report['protocol']}")
         print(table(values, report))
     else:
-        print("so its numbers do not compare with the report's\n")
+        print("so its numbers do not compare with the report's (see docs/reports.md)\n")
         print(table(values))
 
 
@@ -1180,28 +1179,27 @@ def parse_args(argv=None):
     parser = new_parser("metrics.py", __doc__)
     parser.usage = "metrics.py REAL FAKE [FAKE ...] [flags]"
     add = parser.groups["data"].add_argument
-    words = "the real side: a data set, a path or a run; of a set with a test split, that split"
-    add("real", metavar="REAL", help=words)
-    add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
+    add("real", metavar="REAL", help="real images; of a data set with a test split, that split")
+    add("fake", metavar="FAKE", nargs="+", help="a run, checkpoint, folder, ...: one column each")
     counts = number(int, 0, 100_001)
-    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side")
-    add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="from each side")
+    add("--size", type=number(int, 8, 1025), help="in pixels [the model's, or the images' own]")
     add("--fit", choices=datasets.FITS, help="how images become square [the model's, or crop]")
     add = parser.groups["run"].add_argument
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="chooses images, subsets and pairs")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception")
-    add("--json", action="store_true", help="print one JSON object")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the Inception network")
+    add("--json", action="store_true", help="print JSON instead of a table")
     add = parser.groups["evaluation"].add_argument
     words = "features of Inception: 64, 192, 768, 2048 or several [768 2048]"
     add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, help=words)
-    add("--weights", metavar="FILE", help="of Inception [torch hub's folder, or a download]")
+    add("--weights", metavar="FILE", help="Inception's, for FID [torch's cache, or downloaded]")
     add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=counts, default=0, metavar="B", help="resamples, for standard errors")
-    words = "search so many training images for copies, all if N is left out [not]"
+    add("--bootstrap", type=counts, default=0, metavar="B", help="B resamples give standard errors")
+    words = "also search N training images for copies, or all without N [no search]"
     add("--neighbours", type=number(int, 1), nargs="?", const=2**31 - 1, help=words)
-    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
-    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE")
+    add("--no-classes", action="store_true", help="do not check that images obey their class")
+    add("--iwae", type=counts, default=0, metavar="K", help="importance samples, for a VAE")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
         parser.error("--bootstrap must be at least 2 (0: none)")
@@ -1418,6 +1416,8 @@ def write_into_run(side, result):
     result["weights"] = training.weights_used(side.checkpoint)
     try:
         write_text(path, json.dumps(result, indent=1))
+        if (run / "report.html").exists():
+            datasets.say_once(f'metrics.py: python report.py "{printable(run)}" updates its page')
     except OSError as error:
         note(f"the results are not in {path}: {short(error)}")
 

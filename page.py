@@ -418,8 +418,8 @@ def next_steps(run, last):
             words = ["metrics.py", flags["data"], path, "--floor"]
             steps.append((words, "Measure how good it is"))
         if not (run.folder / "neighbours.png").exists() and "data" in flags:
-            words = ["metrics.py", flags["data"], path, "--neighbours"]
-            steps.append((words, "See whether it copies its training images"))
+            words = ["metrics.py", flags["data"], path, "--floor", "--neighbours"]
+            steps.append((words, "See also whether it copies its training images"))
         if not (run.folder / "extremes.png").exists():
             steps.append((["report.py", path, "--extremes"], "Its best and worst images"))
         words = [script, "--resume", path, "--steps", str(2 * last)]
