@@ -125,7 +125,7 @@ def flags_parser():
     add("--eval-images", type=number(int, 0, 100_001), default=1000, help="for FID; 0: none")
     words = "features of FID: 64, 192, 768 or 2048"
     add("--dims", type=int, metavar="N", choices=training.DIMS, default=768, help=words)
-    add("--weights", metavar="FILE", help="Inception's, for FID [torch's cache, or downloaded]")
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     return parser
 
 

@@ -144,7 +144,7 @@ def add_own_flags(parser):
     words = "steps until the noise has faded to 0"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--augment", action="store_true", help="show the discriminator randomly changed images")
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     add("--balance", action="store_true", help="draw every class equally often")
 
 

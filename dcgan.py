@@ -130,7 +130,7 @@ def parse_args(argv=None):
         default=10_000,
         help="steps until the noise has faded to 0",
     )
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)
 

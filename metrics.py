@@ -1180,10 +1180,10 @@ def parse_args(argv=None):
     parser.usage = "metrics.py REAL FAKE [FAKE ...] [flags]"
     add = parser.groups["data"].add_argument
     add("real", metavar="REAL", help="real images; of a data set with a test split, that split")
-    add("fake", metavar="FAKE", nargs="+", help="a run, checkpoint, folder, ...: one column each")
+    add("fake", metavar="FAKE", nargs="+", help="generated images: a run, a folder, ...")
     counts = number(int, 0, 100_001)
-    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="from each side")
-    add("--size", type=number(int, 8, 1025), help="in pixels [the model's, or the images' own]")
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="images from each side")
+    add("--size", type=number(int, 8, 1025), help="size in pixels [the model's or the images' own]")
     add("--fit", choices=datasets.FITS, help="how images become square [the model's, or crop]")
     add = parser.groups["run"].add_argument
     add("--seed", type=number(int, 0, 2**32), default=0, help="chooses images, subsets and pairs")
@@ -1193,13 +1193,13 @@ def parse_args(argv=None):
     add = parser.groups["evaluation"].add_argument
     words = "features of Inception: 64, 192, 768, 2048 or several [768 2048]"
     add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, help=words)
-    add("--weights", metavar="FILE", help="Inception's, for FID [torch's cache, or downloaded]")
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=counts, default=0, metavar="B", help="B resamples give standard errors")
+    add("--bootstrap", type=counts, default=0, metavar="B", help="standard errors from B resamples")
     words = "also search N training images for copies, or all without N [no search]"
     add("--neighbours", type=number(int, 1), nargs="?", const=2**31 - 1, help=words)
     add("--no-classes", action="store_true", help="do not check that images obey their class")
-    add("--iwae", type=counts, default=0, metavar="K", help="importance samples, for a VAE")
+    add("--iwae", type=counts, default=0, metavar="K", help="bound of a VAE from K samples")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
         parser.error("--bootstrap must be at least 2 (0: none)")

@@ -1079,7 +1079,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     epoch = number(float, 0)
-    add("--epochs", nargs="+", type=epoch, metavar="E", help="shown in strip.png [5 of them]")
+    add("--epochs", nargs="+", type=epoch, metavar="E", help="epochs in strip.png [5 of them]")
     add("--extremes", action="store_true", help="draw the best and worst images; needs the data")
     add("--grid", type=number(int, 1, 10_001), metavar="N", help="draw N generated images")
     return parser.parse_args(argv)

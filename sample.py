@@ -76,7 +76,7 @@ def parse_args(argv=None):
     add("--data", metavar="NAME|PATH", help="for --walk images: real images to walk between")
     add = parser.groups["run"].add_argument
     add("--seed", type=number(int, 0, 2**32), default=0, help="another seed gives other images [0]")
-    add("--weights", choices=["ema", "plain"], default="ema", help="the model's, averaged or not")
+    add("--weights", choices=["ema", "plain"], default="ema", help="which weights of the model")
     add("--checkpoint", choices=["best", "last"], default="last", help="best.pt or last.pt")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     words = sys.argv[1:] if argv is None else argv

@@ -81,7 +81,7 @@ def add_run_flags(parser, presets, any_size=False):
     add("--preset", choices=list(presets), metavar="NAME", help=names)
     where = "a folder, zip, tar or .npz, or a name (python datasets.py lists them)"
     add("--data", default="shapes", metavar="NAME|PATH", help=where)
-    add("--size", **size, help="side in pixels [32 for small images, else 64]")
+    add("--size", **size, help="image side in pixels [32 for small images, else 64]")
     add("--fit", choices=datasets.FITS, default="crop", help="how images become square")
     add("--limit-per-class", type=none, default=0, help="training images of each class; 0: all")
 
@@ -89,15 +89,15 @@ def add_run_flags(parser, presets, any_size=False):
     add("--epochs", type=some, default=50, help="length in passes over the data")
     add("--steps", type=some, help="length in training steps [from --epochs]")
     add("--batch", type=number(int, 2), default=128, help="images in an update")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness")
-    add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="seed of all randomness")
+    add("--lr-decay", type=rate, default=1.0, help="multiplies the rates at each step")
     add("--ema", type=number(float, 0, 1), default=0.0, help="decay of averaged weights; 0: none")
 
     add = parser.groups["run"].add_argument
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", nargs="?", const=True, metavar="DIR", help="continue a run [the newest]")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on hardware with it")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 if the hardware has it")
     add("--no-graph", action="store_true", help="train without CUDA graphs (NVIDIA GPUs)")
     add("--log-every", type=some, default=50, help="steps between rows of log.csv")
     add("--sample-every", type=some, help="steps between pictures [an epoch, at least 100]")
@@ -107,13 +107,13 @@ def add_run_flags(parser, presets, any_size=False):
     add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
 
     add = parser.groups["evaluation"].add_argument
-    often = "steps between FIDs; 0: never [never; 20 times in the preset of a report]"
+    often = "steps between FIDs; 0: never [never; 20 times with a report's preset]"
     add("--eval-every", type=none, help=often)
     images = number(int, 0, 100_001)
     add("--eval-images", type=images, default=1000, help="images on each side; 0: never evaluate")
     words = "features of FID: 64, 192, 768, 2048 or several [768 2048]"
     add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, default=[768, 2048], help=words)
-    add("--weights", metavar="FILE", help="Inception's, for FID [torch's cache, or downloaded]")
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
 
 
 def parse(parser, presets, script, argv=None, older=None):

@@ -138,7 +138,7 @@ def parse_args(argv=None):
     add("--stages", type=whole, default=1, help="3: grow from a quarter of the size")
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)
     return training.parse(parser, PRESETS, SCRIPT, argv)
