@@ -39,10 +39,11 @@ S - 1 degrees of freedom. Its error covers every choice that differs from subset
 generator and classifier (Bouthillier et al. 2021, 2103.03098, say why all of them should).
 
 The table also has the FID of the generated images against real images that no generator has seen,
-next to that of the subset itself and of other real images: see metrics.py. Without the weights of
-FID's network all else goes on; `--resume DIR --weights FILE` measures FID later. The run directory
-gets table.md with the verdicts, curve.png, results.csv, the generated images next to real ones, the
-subsets and the generators.
+next to that of the subset itself and of other real images: see metrics.py. "near training" says
+whether the generator copies its subset: see neighbours.py. Without the weights of FID's network all
+else goes on; `--resume DIR --weights FILE` measures both later. The run directory gets table.md
+with the verdicts, curve.png, results.csv, the generated images next to real ones, the subsets and
+the generators.
 
 Report R4 proposed this and did not carry it out.
 """
@@ -72,6 +73,7 @@ from tqdm import tqdm
 
 import datasets
 import metrics
+import neighbours
 import training
 from datasets import layout
 from sources import (
@@ -454,8 +456,9 @@ def measured_fids(args, few, generated, test, device):
     """FID of the generated images, of the subset itself, and of other real images.
 
     few, generated: Images, sorted by class, as many of each class. test: held-out Images.
-    Returns (cells of a table: number of images in each of the three sets, FIDs; the protocol in
-    words), or ("", why nothing can be measured).
+    Returns (cells of a table: number of images in each of the three sets, FIDs, shares of generated
+    and of other real images that are near the subset; the protocol in words), or ("", why nothing
+    can be measured).
     """
     classes = len(test.classes)
     reference = min(args.eval_images // classes, min(datasets.class_counts(test)) // 2)
@@ -474,11 +477,20 @@ def measured_fids(args, few, generated, test, device):
     # kept in data/features/, so that --resume need not compute them again
     features = [metrics.real_features(data.images, *settings)[dim] for data in sets]
     cells = [metrics.format_value({"value": metrics.fid(features[0], x)}) for x in features[1:]]
+    if len(features[0]) >= neighbours.FEWEST and len(few.images) >= neighbours.NEAREST:
+        searched = metrics.real_features(few.images, *settings)[dim]
+        sets = [features[1], searched, features[0], features[3]]
+        near = neighbours.nearness("", sets, False, "").value
+        cells += [metrics.format_value(near), metrics.format_value(near, "real")]
+    else:
+        cells += ["-", "-"]
     name = metrics.metric_name("FID", dim)
     words = (
         f"{name}: {metrics.features_words(dim, weights)}; against {len(features[0])} held-out "
         f"images of {test.name}, each class equally often. Compare within a row: with more images "
-        f"FID falls. A perfect generator would get the last value. {reasons.get(args.dims, '')}"
+        f"FID falls. A perfect generator would score as other real images do. Near training: the "
+        f"share as near to an image of the subset as the nearest 5 % of these held-out images; "
+        f"more is copying. {reasons.get(args.dims, '')}"
     )
     return " | ".join([f"{name}, {count * classes} images", *cells]), words.strip()
 
@@ -487,8 +499,9 @@ def fid_table(fids):
     """Markdown. fids: {(images a class, subset): what measured_fids() returns}."""
     rows = [f"| {count} | {k} | {cells} |" for (count, k), (cells, _) in fids.items() if cells]
     if rows:
-        header = "| real images a class | subset | measured | generated | the subset | other real |"
-        rows = [header, "|---|---|---|---|---|---|", *rows, ""]
+        header = "| real images a class | subset | measured | generated | the subset | other real "
+        header += "| near training: generated | other real |"
+        rows = [header, "|---|---|---|---|---|---|---|---|", *rows, ""]
     _, words = next(iter(fids.values()))
     return "\n".join([*rows, markdown(words)])
 
