@@ -55,7 +55,7 @@ MEANINGS = {  # how the name of a value begins: what is good
     "MS-SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
     "SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
     "collapse": "Pairs that are nearly the same: many more than among real images is collapse.",
-    "near training": "Share nearer to training images than real ones usually are: high is copying.",
+    "near training": "Share as near to training images as few real ones: high is copying or blur.",
     "class accuracy, reverse": "Of a classifier trained on generated images: higher is better.",
     "class accuracy": "How often a classifier sees the class that was asked for: higher is better.",
     "reconstruction": "What the decoder loses of an image: lower is better.",
