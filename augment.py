@@ -115,9 +115,9 @@ def flags_parser():
     add("--add", type=some, nargs="+", default=[200], help="generated images of a class [200]")
     add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet")
     add = parser.groups["training"].add_argument
-    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way")
+    add("--seeds", type=number(int, 3, 10**6), default=5, help="classifiers trained in each way")
     add("--steps", type=some, default=500, help="optimizer steps of a classifier")
-    add("--batch", type=counts, default=64, help="images in one of them")
+    add("--batch", type=counts, default=64, help="images in one step")
     add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
     add = parser.groups["run"].add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")

@@ -121,7 +121,7 @@ def parse_args(argv=None):
     add("--arch", choices=["dcgan", "resnet"], default="dcgan", help="the networks")
     add("--width", type=whole, default=64, help="base channels, f in the drawing")
     add("--latent-dim", type=whole, default=100, help="length of z")
-    add("--critic-norm", choices=["none", "layer"], default="none", help="its norm")
+    add("--critic-norm", choices=["none", "layer"], default="none", help="norm in the critic")
     about = "learn images in [-1, 1], or with mean 0 and deviation 1 in each channel [%(default)s]"
     add("--normalize", choices=["tanh", "channel"], default="tanh", help=about)
     choices = ["transposed", "nearest"]
@@ -129,12 +129,12 @@ def parse_args(argv=None):
     add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=1e-4, help="learning rate of both networks")
-    add("--lr-g", type=rate, help="of the generator alone [--lr]")
-    add("--lr-d", type=rate, help="of the critic alone [--lr]")
-    add("--critic-steps", type=whole, default=1, help="critic updates in a step")
+    add("--lr-g", type=rate, help="that of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="that of the critic alone [--lr]")
+    add("--critic-steps", type=whole, default=1, help="critic updates per step")
     add("--penalty-weight", type=amount, default=10.0, help="lambda in the paper")
-    add("--noise", type=amount, default=0.0, help="deviation of noise on images")
-    add("--noise-steps", type=whole, default=10_000, help="until noise has faded")
+    add("--noise", type=amount, default=0.0, help="standard deviation of noise on images")
+    add("--noise-steps", type=whole, default=10_000, help="steps until it has faded to 0")
     add("--stages", type=whole, default=1, help="3: grow from a quarter of the size")
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
