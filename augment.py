@@ -39,10 +39,11 @@ S - 1 degrees of freedom. Its error covers every choice that differs from subset
 generator and classifier (Bouthillier et al. 2021, 2103.03098, say why all of them should).
 
 The table also has the FID of the generated images against real images that no generator has seen,
-next to that of the subset itself and of other real images: see metrics.py. Without the weights of
-FID's network all else goes on; `--resume DIR --weights FILE` measures FID later. The run directory
-gets table.md with the verdicts, curve.png, results.csv, the generated images next to real ones, the
-subsets and the generators.
+next to that of the subset itself and of other real images: see metrics.py. "near training" says
+whether the generator copies its subset: see neighbours.py. Without the weights of FID's network all
+else goes on; `--resume DIR --weights FILE` measures both later. The run directory gets table.md
+with the verdicts, curve.png, results.csv, the generated images next to real ones, the subsets and
+the generators.
 
 Report R4 proposed this and did not carry it out.
 """
@@ -72,6 +73,7 @@ from tqdm import tqdm
 
 import datasets
 import metrics
+import neighbours
 import training
 from datasets import layout
 from sources import (
@@ -113,10 +115,10 @@ def flags_parser():
     add("--add", type=some, nargs="+", default=[200], help="generated images of a class [200]")
     add("--width", type=number(int, 8, 1025), default=64, help="first channels of ResNet")
     add = parser.groups["training"].add_argument
-    add("--seeds", type=number(int, 3, 10**6), default=5, help="trainings of each way")
+    add("--seeds", type=number(int, 3, 10**6), default=5, help="classifiers trained in each way")
     add("--steps", type=some, default=500, help="optimizer steps of a classifier")
-    add("--batch", type=counts, default=64, help="images in one of them")
-    add("--no-flip", action="store_true", help="never mirror an image (grey ones never are)")
+    add("--batch", type=counts, default=64, help="images in one step")
+    add("--no-flip", action="store_true", help="never mirror an image (gray ones never are)")
     add = parser.groups["run"].add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
@@ -209,8 +211,8 @@ def classical(images, flip):
         index = (places + shift).clamp(0, size - 1)
         images = images.gather(axis, index.view(shape).expand_as(images))
     if channels == 3:
-        grey = images.mean(1, keepdim=True)
-        images = grey + uniform(0.75, 1.25) * (images - grey)
+        gray = images.mean(1, keepdim=True)
+        images = gray + uniform(0.75, 1.25) * (images - gray)
     mean = images.mean((1, 2, 3), keepdim=True)
     contrast = uniform(0.75, 1.25)
     return (mean + contrast * (images - mean) + uniform(-0.2, 0.2)).clamp(-1, 1)
@@ -454,8 +456,9 @@ def measured_fids(args, few, generated, test, device):
     """FID of the generated images, of the subset itself, and of other real images.
 
     few, generated: Images, sorted by class, as many of each class. test: held-out Images.
-    Returns (cells of a table: number of images in each of the three sets, FIDs; the protocol in
-    words), or ("", why nothing can be measured).
+    Returns (cells of a table: number of images in each of the three sets, FIDs, shares of generated
+    and of other real images that are near the subset; the protocol in words), or ("", why nothing
+    can be measured).
     """
     classes = len(test.classes)
     reference = min(args.eval_images // classes, min(datasets.class_counts(test)) // 2)
@@ -474,11 +477,20 @@ def measured_fids(args, few, generated, test, device):
     # kept in data/features/, so that --resume need not compute them again
     features = [metrics.real_features(data.images, *settings)[dim] for data in sets]
     cells = [metrics.format_value({"value": metrics.fid(features[0], x)}) for x in features[1:]]
+    if len(features[0]) >= neighbours.FEWEST and len(few.images) >= neighbours.NEAREST:
+        searched = metrics.real_features(few.images, *settings)[dim]
+        sets = [features[1], searched, features[0], features[3]]
+        near = neighbours.nearness("", sets, False, "").value
+        cells += [metrics.format_value(near), metrics.format_value(near, "real")]
+    else:
+        cells += ["-", "-"]
     name = metrics.metric_name("FID", dim)
     words = (
         f"{name}: {metrics.features_words(dim, weights)}; against {len(features[0])} held-out "
         f"images of {test.name}, each class equally often. Compare within a row: with more images "
-        f"FID falls. A perfect generator would get the last value. {reasons.get(args.dims, '')}"
+        f"FID falls. A perfect generator would score as other real images do. Near training: the "
+        f"share as near to an image of the subset as the nearest 5 % of these held-out images; "
+        f"more is copying. {reasons.get(args.dims, '')}"
     )
     return " | ".join([f"{name}, {count * classes} images", *cells]), words.strip()
 
@@ -487,8 +499,9 @@ def fid_table(fids):
     """Markdown. fids: {(images a class, subset): what measured_fids() returns}."""
     rows = [f"| {count} | {k} | {cells} |" for (count, k), (cells, _) in fids.items() if cells]
     if rows:
-        header = "| real images a class | subset | measured | generated | the subset | other real |"
-        rows = [header, "|---|---|---|---|---|---|", *rows, ""]
+        header = "| real images a class | subset | measured | generated | the subset | other real "
+        header += "| near training: generated | other real |"
+        rows = [header, "|---|---|---|---|---|---|---|---|", *rows, ""]
     _, words = next(iter(fids.values()))
     return "\n".join([*rows, markdown(words)])
 

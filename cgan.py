@@ -130,11 +130,11 @@ def add_own_flags(parser):
     add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks")
-    add("--lr-g", type=rate, help="of the generator alone [--lr]")
-    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum")
+    add("--lr-g", type=rate, help="that of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="that of the discriminator alone [--lr]")
+    add("--g-steps", type=whole, default=1, help="generator updates per step")
+    add("--d-steps", type=whole, default=1, help="discriminator updates per step")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="beta1 of Adam (momentum)")
     add("--weight-decay", type=weight, default=0.0, help="Adam's L2 term")
     words = "of real against generated images"
     add("--loss", choices=["hinge", "logistic"], default="hinge", help=words)
@@ -149,7 +149,7 @@ def add_own_flags(parser):
     add("--shift", action="store_true", help="show the discriminator randomly shifted images")
     words = "show it randomly colored, shifted and covered images"
     add("--augment", action="store_true", help=words)
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     add("--balance", action="store_true", help="draw every class equally often")
 
 

@@ -79,7 +79,7 @@ PRESETS = {
     "best": dict(
         data="cats64", size=64, width=64, latent_dim=100, batch=128, epochs=25,
         lr=5e-4, lr_d=2.5e-4, ema=0.999, upsample="nearest", flip=True,
-        report=R2,
+        report=R2 | {"protocol": f"only context, because R2 has other settings; {R2['protocol']}"},
     ),
     # R1a: 100 epochs of 1,000 steps. lr_decay is applied per step; per epoch it would do nothing.
     "cats-100k": dict(
@@ -111,11 +111,11 @@ def parse_args(argv=None):
     add("--upsample", choices=choices, default="transposed", help=words)
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks")
-    add("--lr-g", type=rate, help="of the generator alone [--lr]")
-    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum")
+    add("--lr-g", type=rate, help="that of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="that of the discriminator alone [--lr]")
+    add("--g-steps", type=whole, default=1, help="generator updates per step")
+    add("--d-steps", type=whole, default=1, help="discriminator updates per step")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="beta1 of Adam (momentum)")
     add("--weight-decay", type=number(float, 0), default=0.0, help="Adam's L2 term")
     sigma = number(float, 0)
     add(
@@ -130,7 +130,7 @@ def parse_args(argv=None):
         default=10_000,
         help="steps until the noise has faded to 0",
     )
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     training.add_run_flags(parser, PRESETS)
     return training.parse(parser, PRESETS, SCRIPT, argv)
 

@@ -146,7 +146,7 @@ def parse_args(argv=None):
     add("--dropout", type=share, default=0.1, help=words)
     words = "share of images trained without their class, which guidance needs"
     add("--drop-label", type=share, default=0.1, help=words)
-    add("--flip", action="store_true", help="mirror half of the training images")
+    add("--flip", action="store_true", help="mirror training images at random")
     add("--balance", action="store_true", help="draw every class equally often")
     add = parser.groups["evaluation"].add_argument
     for name, (default, kind, words) in SAMPLING.items():

@@ -98,12 +98,12 @@ def parse_args(argv=None):
     add("--conditional", action="store_true", help="give both networks the class")
     add = parser.groups["training"].add_argument
     add("--lr", type=rate, default=2e-4, help="learning rate of both networks")
-    add("--lr-g", type=rate, help="of the generator alone [--lr]")
-    add("--lr-d", type=rate, help="of the discriminator alone [--lr]")
-    add("--g-steps", type=whole, default=1, help="generator updates in a step")
-    add("--d-steps", type=whole, default=1, help="discriminator updates in a step")
-    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's momentum")
-    add("--weight-decay", type=number(float, 0), default=0.0, help="AdamW's")
+    add("--lr-g", type=rate, help="that of the generator alone [--lr]")
+    add("--lr-d", type=rate, help="that of the discriminator alone [--lr]")
+    add("--g-steps", type=whole, default=1, help="generator updates per step")
+    add("--d-steps", type=whole, default=1, help="discriminator updates per step")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="beta1 of Adam (momentum)")
+    add("--weight-decay", type=number(float, 0), default=0.0, help="that of AdamW")
     words = "weight of the squared error to a real image of the class"
     add("--similarity", type=number(float, 0), default=0.0, help=words)
     words = "standard deviation of noise on images"

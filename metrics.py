@@ -358,7 +358,7 @@ def squared_distances(x, y):
 # structural similarity", doi.org/10.1109/TIP.2003.819861.
 # MS-SSIM: Wang, Simoncelli, Bovik 2003, "Multiscale structural similarity for image quality
 # assessment", doi.org/10.1109/ACSSC.2003.1292216.
-# Both are defined for grey images. Each channel of a colour image counts as one, and the mean over
+# Both are defined for gray images. Each channel of a color image counts as one, and the mean over
 # channels is taken last.
 
 C1 = (0.01 * 255) ** 2  # C1 and C2 keep the quotients defined in black and in flat places
@@ -462,7 +462,7 @@ def three_scales(x, y, structures):
 
 
 def in_chunks(images):
-    """Chunks of some 40 colour images of 64x64 (4 MB in float64): memory does not grow with N."""
+    """Chunks of some 40 color images of 64x64 (4 MB in float64): memory does not grow with N."""
     return images.split(max(1, 2**19 // images.shape[1:].numel()))
 
 
@@ -607,7 +607,7 @@ def autoencoder(means, mu, likelihood, words, samples=0, importance_bound=None):
 def train_classifier(images, labels, classes, device="cpu", steps=800, seed=0):
     """Train a small convolutional network on uint8 images (N, C, H, W) and int64 labels (N,).
 
-    Adam, `steps` batches of 128. Each batch is shifted by up to 4 pixels, and colour images are
+    Adam, `steps` batches of 128. Each batch is shifted by up to 4 pixels, and color images are
     mirrored at random (digits must not be). Returns the network, in eval mode, for predict().
     Torch's random state on the CPU is left as it was.
     """
@@ -641,7 +641,7 @@ def classifier_input(images, device):
 
 
 def augmented(batch):
-    """A batch of square images, shifted as a whole and, in colour, mirrored one by one."""
+    """A batch of square images, shifted as a whole and, in color, mirrored one by one."""
     size = batch.shape[-1]
     y, x = torch.randint(9, (2,)).tolist()
     mirror = torch.rand(len(batch)) < 0.5
@@ -844,7 +844,7 @@ def curve(real, fake, dims, weights, device="cpu", real_words="real images"):
 
 
 def same_channels(real, fake):
-    """Two sets of images; grey next to colour becomes three equal channels, as for the features."""
+    """Two sets of images; gray next to color becomes three equal channels, as for the features."""
     channels = max(real.shape[1], fake.shape[1])
     return real.expand(-1, channels, -1, -1), fake.expand(-1, channels, -1, -1)
 
@@ -1149,14 +1149,13 @@ def write_result(run, values, preset):
     result = {"values": values, "report": report, "weights": run.weights_words()}
     result |= {"changed": words, "comparable": comparable, "step": run.step}
     write_text(run.path / "metrics.json", json.dumps(result, indent=1))
-    name = run.args.preset
     if changed:
-        print(f"\nnot quite the preset {name}: {printable(words, 1000)}")
+        print(f"\nnot quite the preset {run.args.preset}: {printable(words, 1000)}")
     if comparable:
-        print(f"\npreset {name}, ours beside the report's; its protocol: {report['protocol']}")
+        print(f"\n{run.args.preset}: ours beside the report's. Its protocol: {report['protocol']}")
         print(table(values, report))
     else:
-        print("so its numbers do not compare with the report's\n")
+        print("so its numbers do not compare with the report's (see docs/reports.md)\n")
         print(table(values))
 
 
@@ -1180,28 +1179,27 @@ def parse_args(argv=None):
     parser = new_parser("metrics.py", __doc__)
     parser.usage = "metrics.py REAL FAKE [FAKE ...] [flags]"
     add = parser.groups["data"].add_argument
-    words = "the real side: a data set, a path or a run; of a set with a test split, that split"
-    add("real", metavar="REAL", help=words)
-    add("fake", metavar="FAKE", nargs="+", help="the generated side; several give one table")
+    add("real", metavar="REAL", help="real images; of a data set with a test split, that split")
+    add("fake", metavar="FAKE", nargs="+", help="generated images: a run, a folder, ...")
     counts = number(int, 0, 100_001)
-    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="on each side")
-    add("--size", type=number(int, 8, 1025), help="pixels [the model's, or the images' own]")
+    add("--eval-images", type=number(int, 2, 100_001), default=1000, help="images from each side")
+    add("--size", type=number(int, 8, 1025), help="size in pixels [the model's or the images' own]")
     add("--fit", choices=datasets.FITS, help="how images become square [the model's, or crop]")
     add = parser.groups["run"].add_argument
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of images, subsets and pairs")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="chooses images, subsets and pairs")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of Inception")
-    add("--json", action="store_true", help="print one JSON object")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the Inception network")
+    add("--json", action="store_true", help="print JSON instead of a table")
     add = parser.groups["evaluation"].add_argument
     words = "features of Inception: 64, 192, 768, 2048 or several [768 2048]"
     add("--dims", type=int, nargs="+", metavar="N", choices=DIMS, help=words)
-    add("--weights", metavar="FILE", help="of Inception [torch hub's folder, or a download]")
+    add("--weights", metavar="FILE", help="FID Inception weights [torch's cache, or downloaded]")
     add("--floor", action="store_true", help="also compare other real images with the real ones")
-    add("--bootstrap", type=counts, default=0, metavar="B", help="resamples, for standard errors")
-    words = "search so many training images for copies, all if N is left out [not]"
+    add("--bootstrap", type=counts, default=0, metavar="B", help="standard errors from B resamples")
+    words = "also search N training images for copies, or all without N [no search]"
     add("--neighbours", type=number(int, 1), nargs="?", const=2**31 - 1, help=words)
-    add("--no-classes", action="store_true", help="do not measure whether the class is obeyed")
-    add("--iwae", type=counts, default=0, metavar="K", help="importance samples for a VAE")
+    add("--no-classes", action="store_true", help="do not check that images obey their class")
+    add("--iwae", type=counts, default=0, metavar="K", help="bound of a VAE from K samples")
     args = parser.parse_args(argv)
     if args.bootstrap == 1:
         parser.error("--bootstrap must be at least 2 (0: none)")
@@ -1418,6 +1416,8 @@ def write_into_run(side, result):
     result["weights"] = training.weights_used(side.checkpoint)
     try:
         write_text(path, json.dumps(result, indent=1))
+        if (run / "report.html").exists():
+            datasets.say_once(f'metrics.py: python report.py "{printable(run)}" updates its page')
     except OSError as error:
         note(f"the results are not in {path}: {short(error)}")
 

@@ -55,7 +55,7 @@ MEANINGS = {  # how the name of a value begins: what is good
     "MS-SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
     "SSIM": "Likeness of a generated and a real image: good near that of two real ones.",
     "collapse": "Pairs that are nearly the same: many more than among real images is collapse.",
-    "near training": "Share nearer to training images than real ones usually are: high is copying.",
+    "near training": "Share as near to training images as few real ones: high is copying or blur.",
     "class accuracy, reverse": "Of a classifier trained on generated images: higher is better.",
     "class accuracy": "How often a classifier sees the class that was asked for: higher is better.",
     "reconstruction": "What the decoder loses of an image: lower is better.",
@@ -418,8 +418,8 @@ def next_steps(run, last):
             words = ["metrics.py", flags["data"], path, "--floor"]
             steps.append((words, "Measure how good it is"))
         if not (run.folder / "neighbours.png").exists() and "data" in flags:
-            words = ["metrics.py", flags["data"], path, "--neighbours"]
-            steps.append((words, "See whether it copies its training images"))
+            words = ["metrics.py", flags["data"], path, "--floor", "--neighbours"]
+            steps.append((words, "See also whether it copies its training images"))
         if not (run.folder / "extremes.png").exists():
             steps.append((["report.py", path, "--extremes"], "Its best and worst images"))
         words = [script, "--resume", path, "--steps", str(2 * last)]

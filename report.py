@@ -2,7 +2,7 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.6", "torchvision", "numpy", "scipy", "pillow", "tqdm", "matplotlib"]
 # ///
-"""report.py: pictures of training runs, made from their run directories.
+"""report.py: draw the plots, pictures and web page of training runs.
 
     python report.py runs/dcgan-shapes-1
     python report.py runs/dcgan-cats-1 runs/dcgan-cats-2 --epochs 10 30 50
@@ -1079,9 +1079,9 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="a run directory, such as runs/dcgan-shapes-1")
     epoch = number(float, 0)
-    add("--epochs", nargs="+", type=epoch, metavar="E", help="rows of strip.png [5 of them]")
-    add("--extremes", action="store_true", help="also the best and worst images; needs the data")
-    add("--grid", type=number(int, 1, 10_001), metavar="N", help="also N generated images")
+    add("--epochs", nargs="+", type=epoch, metavar="E", help="epochs in strip.png [5 of them]")
+    add("--extremes", action="store_true", help="draw the best and worst images; needs the data")
+    add("--grid", type=number(int, 1, 10_001), metavar="N", help="draw N generated images")
     return parser.parse_args(argv)
 
 

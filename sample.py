@@ -69,15 +69,15 @@ def parse_args(argv=None):
     add = parser.groups["data"].add_argument
     add("run", metavar="RUN", help="a run directory or a checkpoint")
     add("--count", type=number(int, 1, 10**9), default=64, help="how many images")
-    add("--to", metavar="PATH", help="FILE.png for one grid, or a folder [a grid]")
+    add("--to", metavar="PATH", help="FILE.png for one picture, or a folder [a picture]")
     add("--class", dest="class_name", metavar="NAME", help="images of this class only")
     add("--interpolate", type=number(int, 2, 1000), metavar="N", help="8 walks of N images each")
     add("--walk", metavar="KIND", help="spherical, linear, classes or images [the model's first]")
-    add("--data", metavar="NAME|PATH", help="for --walk images: where the ends come from")
+    add("--data", metavar="NAME|PATH", help="for --walk images: real images to walk between")
     add = parser.groups["run"].add_argument
-    add("--seed", type=number(int, 0, 2**32), default=0, help="another seed, other images [0]")
-    add("--weights", choices=["ema", "plain"], default="ema", help="averaged, if any")
-    add("--checkpoint", choices=["best", "last"], default="last", help="of a run")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="another seed gives other images [0]")
+    add("--weights", choices=["ema", "plain"], default="ema", help="which weights of the model")
+    add("--checkpoint", choices=["best", "last"], default="last", help="best.pt or last.pt")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps")
     words = sys.argv[1:] if argv is None else argv
     without_help = [word for word in words if word not in ("-h", "--help")]

@@ -81,33 +81,33 @@ def add_run_flags(parser, presets, any_size=False):
     add("--preset", choices=list(presets), metavar="NAME", help=names)
     where = "a folder, zip, tar or .npz, or a name (python datasets.py lists them)"
     add("--data", default="shapes", metavar="NAME|PATH", help=where)
-    add("--size", **size, help="side in pixels [32 for small images, else 64]")
+    add("--size", **size, help="image side in pixels [32 for small images, else 64]")
     add("--fit", choices=datasets.FITS, default="crop", help="how images become square")
     add("--limit-per-class", type=none, default=0, help="training images of each class; 0: all")
 
     add = parser.groups["training"].add_argument
     add("--epochs", type=some, default=50, help="length in passes over the data")
-    add("--steps", type=some, help="length in turns of the training loop [that of --epochs]")
+    add("--steps", type=some, help="length in training steps [from --epochs]")
     add("--batch", type=number(int, 2), default=128, help="images in an update")
-    add("--seed", type=number(int, 0, 2**32), default=0, help="of all randomness")
-    add("--lr-decay", type=rate, default=1.0, help="factor on the rates at each step")
+    add("--seed", type=number(int, 0, 2**32), default=0, help="seed of all randomness")
+    add("--lr-decay", type=rate, default=1.0, help="multiplies the rates at each step")
     add("--ema", type=number(float, 0, 1), default=0.0, help="decay of averaged weights; 0: none")
 
     add = parser.groups["run"].add_argument
     add("--out", metavar="DIR", help="run directory [a new one in runs/]")
     add("--resume", nargs="?", const=True, metavar="DIR", help="continue a run [the newest]")
     add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps")
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on hardware with it")
-    add("--no-graph", action="store_true", help="on an NVIDIA GPU: without CUDA graphs")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 if the hardware has it")
+    add("--no-graph", action="store_true", help="train without CUDA graphs (NVIDIA GPUs)")
     add("--log-every", type=some, default=50, help="steps between rows of log.csv")
     add("--sample-every", type=some, help="steps between pictures [an epoch, at least 100]")
     add("--save-every", type=some, help="steps between checkpoints [an epoch, at least 100]")
-    add("--keep-every", type=some, help="steps between weights that are kept for good [never]")
-    add("--tensorboard", action="store_true", help="write the log for TensorBoard, too")
+    add("--keep-every", type=some, help="steps between checkpoints to keep for good [never]")
+    add("--tensorboard", action="store_true", help="also write the log for TensorBoard")
     add("--dry-run", action="store_true", help="print shapes and the plan, train nothing")
 
     add = parser.groups["evaluation"].add_argument
-    often = "steps between FIDs; 0: never [never; 20 times in the preset of a report]"
+    often = "steps between FIDs; 0: never [never; 20 times with a report's preset]"
     add("--eval-every", type=none, help=often)
     images = number(int, 0, 100_001)
     add("--eval-images", type=images, default=1000, help="images on each side; 0: never evaluate")
@@ -284,9 +284,7 @@ def cuda_device(device, asked):
     if WORLD == 1:
         return torch.device("cuda", device.index or 0)
     if device.index is not None:
-        raise InputError(
-            f"--device {asked}: each process has a GPU of its own; leave out the number"
-        )
+        raise InputError(f"--device {asked}: each process has its own GPU; leave out the number")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
@@ -1021,6 +1019,8 @@ class Run:
         print(f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch} an epoch;", end=" ")
         path = sources.printable(self.path)
         print(f"{self.device}, {self.args.precision}; everything goes to {path}")
+        if self.args.steps is None and self.total < 500:
+            print(f"note: {self.total} steps are few; try --steps 3000", file=sys.stderr)
 
     def write_args(self, **more):
         """args.json: what this run is, for people and for report.py."""

@@ -508,7 +508,37 @@ def test_fid_of_the_generated_images(quick, monkeypatch):
     x, *rest = [images.double().mean((2, 3)).numpy() for images in sets]
     cells = [line for line in table_of("r") if "FID-768, 12 images" in line][0].split(" | ")
     expected = [frechet_distance(x, y) for y in rest]
-    assert [float(cell.strip("| ")) for cell in cells[3:]] == pytest.approx(expected, abs=0.006)
+    assert [float(cell) for cell in cells[3:6]] == pytest.approx(expected, abs=0.006)
+    assert cells[6:] == ["-", "- |"]  # 15 held-out images are too few
+
+
+@pytest.mark.parametrize("copies", [0, 4])
+def test_a_generator_that_copies_its_subset(monkeypatch, copies):
+    """So many of 20 generated images a class are in the subset. FID takes 20 of its 30 images a
+    class; the copies are of the others."""
+    random = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (2, 200, 3, 4, 4), generator=random).byte()
+
+    def pick(*rows):
+        parts = [images[label, list(rows)] for label in (0, 1)]
+        labels = torch.arange(2).repeat_interleave(len(rows))
+        return datasets.Images(torch.cat(parts), labels, ["a", "b"], "x", "", True, "")
+
+    def pixels(images, dims, *_):
+        return {dims[0]: images.flatten(1).float().numpy()}
+
+    monkeypatch.setattr(metrics, "real_features", pixels)
+    weights = inception.Weights({}, "w")
+    monkeypatch.setattr(metrics, "reachable", lambda dims, _: (weights, dims, {}))
+    args = augment.parse_args([*GIVEN, "--eval-images", "100", "--add", "20"])
+    few = pick(*range(30))
+    generated = pick(*range(30 - copies, 30), *range(30, 50 - copies))
+    measured = augment.measured_fids(args, few, generated, pick(*range(50, 200)), "cpu")
+    share, real = measured[0].split(" | ")[-2:]
+    # a new image is near with a probability of 5 / 101
+    assert float(share.split()[0]) == pytest.approx(copies / 20 + 0.05, abs=0.1)
+    assert float(real.split()[0]) == pytest.approx(0.05, abs=0.1)
+    assert "near training" in augment.fid_table({(30, 0): measured}).splitlines()[0]
 
 
 def test_fid_with_weights(quick, small_weights, monkeypatch):

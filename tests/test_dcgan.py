@@ -239,6 +239,16 @@ def test_the_plan(here, capsys):
     assert f"Discriminator: {count(dcgan.Discriminator(16, 3, 4)):,} parameters" in out
 
 
+def test_few_steps_are_said(tiny, capsys):
+    """100 images and a batch of 32 give 3 steps an epoch. Whoever types --steps knows."""
+    few = "--data=tiny.npz --size=16 --width=4 --latent-dim=4 --batch=32 --eval-images=0"
+    line = "note: 6 steps are few; try --steps 3000\n"
+    dcgan.main([*few.split(), "--epochs=2"])
+    assert line in capsys.readouterr().err
+    dcgan.main([*few.split(), "--steps=6"])
+    assert "are few" not in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------- a trained model
 
 
@@ -266,6 +276,13 @@ def test_presets_are_the_reports():
     assert 2e-4 * long.lr_decay**long.steps == pytest.approx(1.589e-4, rel=1e-3)
     noisy, _ = dcgan.parse_args(["--preset=food-noise"])
     assert noisy.noise > 0 and noisy.noise_steps < noisy.steps
+
+
+def test_best_says_that_the_number_of_the_report_is_context():
+    cats = dcgan.PRESETS["cats"]["report"]
+    best = dcgan.PRESETS["best"]["report"]
+    assert best["FID"] == cats["FID"] == 132.7 and "context" not in cats["protocol"]
+    assert best["protocol"].startswith("only context") and cats["protocol"] in best["protocol"]
 
 
 def test_real_cats_train(real):

@@ -32,7 +32,7 @@ BUDGETS = {  # file: the most code lines
     "sample.py": 245,
     "report.py": 800,
     "page.py": 420,
-    "augment.py": 565,
+    "augment.py": 576,
 }
 TOKENS = 11  # a code line
 
@@ -51,7 +51,7 @@ ARROWS = {  # file: what it may import of ours
     "sample": BASE,
     "report": BASE | {"metrics", "sample"},  # and page, by name
     "page": {"training", "sources"},
-    "augment": BASE | {"metrics"},
+    "augment": BASE | {"metrics", "neighbours"},
     **dict.fromkeys(SCRIPTS, BASE),
 }
 # These are imported inside of functions only.

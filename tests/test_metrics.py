@@ -1470,6 +1470,21 @@ def test_results_lie_in_the_run_from_within_it(two_sets, here, run, script, eval
     assert list(results_in(here / "r/kept")) == ["metrics-7-real.json"]
 
 
+def test_a_page_that_lacks_new_results(two_sets, here, script, evaluated, capsys):
+    """One line per run says how its page gets them; none where there is no page."""
+    (here / "a run").mkdir()
+    for name, step in ("best.pt", 3), ("last.pt", 7):
+        save(here / "a run" / name, step)
+    (here / "a run/args.json").write_text("{}")
+    argv = ["real.npz", "a run", "--size", "16", "--eval-images", "8"]
+    metrics.main(argv)
+    assert capsys.readouterr().err == ""
+    (here / "a run/report.html").touch()
+    metrics.main(argv)
+    command = f'python report.py "{here / "a run"}"'
+    assert capsys.readouterr().err == f"metrics.py: {command} updates its page\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="names that Windows refuses")
 def test_results_of_real_images_with_a_hostile_name(two_sets, here, run, script, evaluated):
     """The file's name is safe for every system; the data's name is inside."""

@@ -269,6 +269,14 @@ def test_names_stay_text(hostile):
 # --------------------------------------------------------------------------------- what is missing
 
 
+def test_no_next_step_loses_what_another_has_measured(tmp_path):
+    """The search for copies replaces the file of an earlier measurement: it has the floor, too."""
+    run = make_run(tmp_path / "run")
+    (run / "last.pt").touch()
+    _, found = page_of(run)
+    assert f"python metrics.py toy.zip {run} --floor --neighbours" in found.words
+
+
 def test_an_empty_run(tmp_path):
     run = make_run(tmp_path / "run", steps=[])
     (run / "log.csv").unlink()
