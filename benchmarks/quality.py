@@ -395,7 +395,11 @@ def by_set(points):
 
 def markdown_page(groups):
     """A table for each data set, and how it was measured."""
-    lines = ["# After minutes of training", "", "images: real ones seen, again and again"]
+    lines = [
+        "# After minutes of training",
+        "",
+        "images: real images seen in training; each one counts every time.",
+    ]
     for name, group in groups.items():
         measured = [point for point in group if "values" in point]
         table = [cells(point) for point in group]
@@ -423,10 +427,12 @@ def figure(groups):
             curves = []
             for i, (row, times) in enumerate(lines.items()):
                 means = np.array([np.mean(places, axis=0) for _, places in sorted(times.items())])
-                curves.append((row, means[:, x], means[:, 2], f"C{i}"))
+                curves.append((row, means[:, x] / (1, 1000)[x], means[:, 2], f"C{i}"))
             report.draw_panel(axis, curves, [fid["real"]])
             axis.axhline(fid["real"], ls=":")
-            axis.set(xscale="log", xlabel=("minutes of training", "images")[x], ylabel=fid["name"])
+            axis.set(
+                xlim=0, xlabel=("minutes of training", "thousand images")[x], ylabel=fid["name"]
+            )
         column[0].set_title(name)
         column[0].legend(fontsize=7)
     return report.figure_png(drawing)

@@ -325,5 +325,5 @@ def test_figure():
         assert quality.figure({"cats-64": group}).startswith(b"\x89PNG")
     ((name, minutes, fids, _),) = drawn[0]
     assert name == "a" and minutes.tolist() == [5, 15] and fids.tolist() == [3.5, 2.0]
-    ((_, images, _, _),) = drawn[1]
-    assert images.tolist() == [5000, 15000] and math.isclose(fids[0], 3.5)
+    ((_, thousands, _, _),) = drawn[1]
+    assert thousands.tolist() == [5, 15] and math.isclose(fids[0], 3.5)
