@@ -96,7 +96,7 @@ PRESETS = {
         lr_d=1e-4, g_steps=2, r1=1.0, noise=0.1, noise_steps=5000, fit="squash",
         report=R0,
     ),
-    # The same images, generator of the same size: see docs/results/best.md
+    # The same images, and networks of the same size: see docs/results/best.md
     "best": dict(
         data="animals", size=64, width=64, latent_dim=128, batch=128, epochs=100, lr=5e-4,
         lr_d=2.5e-4, ema=0.999, class_scale=1 / 128, class_from="real", d_norm="batch",
