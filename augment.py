@@ -479,8 +479,8 @@ def measured_fids(args, few, generated, test, device):
     cells = [metrics.format_value({"value": metrics.fid(features[0], x)}) for x in features[1:]]
     if len(features[0]) >= neighbours.FEWEST and len(few.images) >= neighbours.NEAREST:
         searched = metrics.real_features(few.images, *settings)[dim]
-        sets = [features[1], searched, features[0], features[3]]
-        near = neighbours.nearness("", sets, False, "").value
+        compared = [features[1], searched, features[0], features[3]]
+        near = neighbours.nearness("", compared, False, "").value
         cells += [metrics.format_value(near), metrics.format_value(near, "real")]
     else:
         cells += ["-", "-"]

@@ -138,8 +138,11 @@ OVERHEAD = 15  # seconds that a training needs besides: imports, preparation, sa
 
 # --device cpu
 TINY = "--size 16 --batch 8 --width 4"
-TINY_MORE = {"ddpm": "--blocks 1 --timesteps 20 --sample-steps 2", "gan_resnet": "--size 32"}
-TINY_MORE["wgan_gp"] = "--size 32"  # for three stages
+TINY_MORE = {
+    "ddpm": "--blocks 1 --timesteps 20 --sample-steps 2",
+    "gan_resnet": "--size 32",
+    "wgan_gp": "--size 32",  # for three stages
+}
 
 
 class Setup(NamedTuple):

@@ -80,13 +80,12 @@ REPORTS = {  # data set: {script: preset of a report}
 }
 EACH = "each flag removed"  # stands for an entry for each flag of the preset
 ABLATIONS = {  # name: [(row, further flags)]
-    "dcgan": [("dcgan-cats-report", ""), ("dcgan-cats-best", ""), ("dcgan-cats-best", EACH)],
-    "cgan": [("cgan-animals-report", ""), ("cgan-animals-best", ""), ("cgan-animals-best", EACH)],
-    "wgan_gp": [
-        ("wgan_gp-food-report", ""),
-        ("wgan_gp-food-best", ""),
-        ("wgan_gp-food-best", EACH),
-    ],
+    script: [(f"{row}-report", ""), (f"{row}-best", ""), (f"{row}-best", EACH)]
+    for script, row in (
+        ("dcgan", "dcgan-cats"),
+        ("cgan", "cgan-animals"),
+        ("wgan_gp", "wgan_gp-food"),
+    )
 }
 NOT_TYPED = {"data", "size", "report", "steps", "epochs", "eval_images", *training.NO_MATTER}
 
@@ -395,11 +394,8 @@ def by_set(points):
 
 def markdown_page(groups):
     """A table for each data set, and how it was measured."""
-    lines = [
-        "# After minutes of training",
-        "",
-        "images: real images seen in training; each one counts every time.",
-    ]
+    about = "images: real images seen in training; each one counts every time."
+    lines = ["# After minutes of training", "", about]
     for name, group in groups.items():
         measured = [point for point in group if "values" in point]
         table = [cells(point) for point in group]
@@ -418,21 +414,20 @@ def figure(groups):
     drawing = report.new_figure(5 * len(groups), 8, "mean of all seeds; dotted: real images")
     columns = drawing.subplots(2, len(groups), squeeze=False).T
     for column, (name, group) in zip(columns, groups.items(), strict=True):
-        lines = {}  # row -> minutes -> (minutes, images, FID) of each seed
+        lines = {}  # row -> minutes -> (minutes, thousand images, FID) of each seed
         for point in group:
             fid = point["values"][0]
-            place = (point["seconds"] / 60, point["images"], fid["value"])
+            place = (point["seconds"] / 60, point["images"] / 1000, fid["value"])
             lines.setdefault(point["row"], {}).setdefault(point["minutes"], []).append(place)
         for x, axis in enumerate(column):
             curves = []
             for i, (row, times) in enumerate(lines.items()):
                 means = np.array([np.mean(places, axis=0) for _, places in sorted(times.items())])
-                curves.append((row, means[:, x] / (1, 1000)[x], means[:, 2], f"C{i}"))
+                curves.append((row, means[:, x], means[:, 2], f"C{i}"))
             report.draw_panel(axis, curves, [fid["real"]])
             axis.axhline(fid["real"], ls=":")
-            axis.set(
-                xlim=0, xlabel=("minutes of training", "thousand images")[x], ylabel=fid["name"]
-            )
+            xlabel = ("minutes of training", "thousand images")[x]
+            axis.set(xlim=0, xlabel=xlabel, ylabel=fid["name"])
         column[0].set_title(name)
         column[0].legend(fontsize=7)
     return report.figure_png(drawing)
