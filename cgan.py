@@ -147,6 +147,7 @@ def add_own_flags(parser):
     words = "steps until the noise has faded to 0"
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--shift", action="store_true", help="show the discriminator randomly shifted images")
+    add("--no-shift", dest="shift", action="store_false", help="show them as they are")
     words = "show it randomly colored, shifted and covered images"
     add("--augment", action="store_true", help=words)
     add("--flip", action="store_true", help="mirror training images at random")
@@ -340,31 +341,10 @@ def slope_at_real(discriminator, real, y):
     return gradient.square().sum((1, 2, 3)).mean()
 
 
-def shifted(images):
-    """Each image shifted at random by up to an eighth of its side; gray, 0, moves in.
-
-    If there are few real images, the discriminator learns them by heart. Changed at random they are
-    many. Generated images are changed in the same way and the gradient passes through, so the
-    generator does not learn the changes (Zhao et al. 2020, 2006.10738). images: (N, C, size, size)
-    in [-1, 1].
-    """
-    n, _, size, _ = images.shape
-    positions = torch.arange(size, device=images.device)
-    reach = size // 8
-    for axis in (2, 3):
-        shift = torch.randint(-reach, reach + 1, (n, 1), device=images.device)
-        shape = [n, 1, 1, 1]
-        shape[axis] = size
-        source = (positions + shift).view(shape)  # row i of the result is row i + shift
-        inside = (source >= 0) & (source < size)
-        index = source.clamp(0, size - 1).expand_as(images)
-        images = images.gather(axis, index) * inside
-    return images
-
-
 def diff_augment(images):
     """All random changes of Zhao et al., other ones for each image: brightness, saturation,
-    contrast, a shift, and a gray square over a quarter of the image. images as in `shifted`."""
+    contrast, a shift, and a gray square over a quarter of the image. images: see training.shifted.
+    """
     n, _, size, _ = images.shape
     device = images.device
 
@@ -378,7 +358,7 @@ def diff_augment(images):
     mean = images.mean((1, 2, 3), keepdim=True)
     images = torch.lerp(mean, images, uniform(0.5, 1.5))
 
-    images = shifted(images)
+    images = training.shifted(images)
     positions = torch.arange(size, device=device)
 
     # The square. Its side is half that of the image, its center is anywhere.
@@ -398,7 +378,7 @@ def as_seen(images, args, sigma):
     if args.augment:
         images = diff_augment(images)
     elif args.shift:
-        images = shifted(images)
+        images = training.shifted(images)
     if sigma is None:
         return images
     return images + sigma * torch.randn_like(images)

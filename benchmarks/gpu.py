@@ -32,7 +32,8 @@ Longer trainings run only if --only names them, because a share of 8 minutes sho
     ddpm-animals                                  ddpm.py, 100,000 steps
 
 A training ends after its steps or its share of --minutes. The parts run one after another: when
-several trainings share a GPU, they take turns, and each runs 4 to 8 times slower.
+several trainings share a GPU, they take turns, and each runs 4 to 8 times slower (less with
+NVIDIA's MPS: docs/speed.md).
 
 Each part runs in a process of its own with a time limit, so a part that fails costs nothing else.
 After each part OUT/gpu.json, OUT/gpu.md and OUT/pictures.zip (with the logs of trainings) hold all

@@ -10,6 +10,7 @@ DIR holds the files of SETS. A row is a script with a preset on a data set, as i
     <script>-<data>-report   the preset of the report (REPORTS)
     <script>-<data>-best     the preset `best` of each script that has one, on each data set
     <script>-shapes          the script without flags, which ends by itself
+    "<row> <flags>"          a row with changed flags, as in "dcgan-cats-best --no-shift"
 
 A row is one training for each seed. It stops when it has trained for the first of the minutes, is
 measured, goes on exactly where it was, and so on. Minutes are those of log.csv: without pictures,
@@ -150,7 +151,8 @@ def chosen_rows(args):
     """The rows of this command: {name: Row}. Raises InputError."""
     rows = all_rows()
     chosen = {}
-    for name, flags in ABLATIONS.get(args.ablation, [(name, "") for name in args.rows or rows]):
+    named = [name.partition(" ")[::2] for name in args.rows or rows]
+    for name, flags in ABLATIONS.get(args.ablation, named):
         if name not in rows:
             raise InputError(f"no row {name}; there are: {', '.join(rows)}")
         row = rows[name]

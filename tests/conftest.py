@@ -135,6 +135,18 @@ def make_zip(folder, path):
     return path
 
 
+def shifted_plainly(images):
+    """training.shifted: pixels of a padded image, cut out one by one."""
+    n, _, size, _ = images.shape
+    reach = size // 8
+    down = torch.randint(-reach, reach + 1, (n, 1))
+    right = torch.randint(-reach, reach + 1, (n, 1))
+    padded = torch.nn.functional.pad(images, [reach] * 4)
+    first = [(reach + a.item(), reach + b.item()) for a, b in zip(down, right, strict=True)]
+    pieces = [x[:, a : a + size, b : b + size] for x, (a, b) in zip(padded, first, strict=True)]
+    return torch.stack(pieces)
+
+
 def program(folder, *arguments, **environment):
     """Run `python arguments...` in a folder, in a process of its own with one thread."""
     command = [sys.executable, *map(str, arguments)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import shifted_plainly
 from torch import nn
 
 import cgan
@@ -258,18 +259,6 @@ def train(here):
         return read_checkpoint("r"), read_log(datasets.Path("r/log.csv"))
 
     return run
-
-
-def shifted_plainly(images):
-    """cgan.shifted: pixels of a padded image, cut out one by one."""
-    n, _, size, _ = images.shape
-    reach = size // 8
-    down = torch.randint(-reach, reach + 1, (n, 1))
-    right = torch.randint(-reach, reach + 1, (n, 1))
-    padded = F.pad(images, [reach] * 4)
-    first = [(reach + a.item(), reach + b.item()) for a, b in zip(down, right, strict=True)]
-    pieces = [x[:, a : a + size, b : b + size] for x, (a, b) in zip(padded, first, strict=True)]
-    return torch.stack(pieces).to(memory_format=torch.channels_last)
 
 
 def textbook(args):

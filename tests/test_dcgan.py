@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from conftest import shifted_plainly
 from torch import nn
 
 import datasets
@@ -118,6 +119,8 @@ def textbook(args):
 
         def probability(images, sigma=sigma):
             images = images.to(memory_format=torch.channels_last)  # the order of the noise
+            if args.shift:
+                images = shifted_plainly(images)
             if sigma:
                 images = images + torch.randn_like(images) * sigma
             return torch.sigmoid(discriminator.layers(images)).flatten()
@@ -162,6 +165,7 @@ def textbook(args):
         "--steps=4 --g-steps=2 --d-steps=3 --seed=3",
         "--steps=6 --noise=0.3 --noise-steps=4 --weight-decay=0.1 --beta1=0.3",
         "--steps=6 --ema=0.8 --lr-decay=0.9 --lr-g=1e-3 --lr-d=3e-3",
+        "--steps=5 --shift --d-steps=2 --noise=0.1",
     ],
 )
 def test_training_is_the_textbook_loop(train, flags):
@@ -276,6 +280,16 @@ def test_presets_are_the_reports():
     assert 2e-4 * long.lr_decay**long.steps == pytest.approx(1.589e-4, rel=1e-3)
     noisy, _ = dcgan.parse_args(["--preset=food-noise"])
     assert noisy.noise > 0 and noisy.noise_steps < noisy.steps
+
+
+def test_best_without_shift():
+    """The one switch of a preset that can be turned off. A command that is printed says so."""
+    best = dcgan.PRESETS["best"]
+    for words, shift in ([], True), (["--no-shift"], False):
+        args, _ = dcgan.parse_args(["--preset=best", *words])
+        assert args.shift is shift
+        assert training.flag_words(training.changed_flags(args, best)) == words
+    assert not dcgan.parse_args([])[0].shift
 
 
 def test_best_says_that_the_number_of_the_report_is_context():

@@ -199,6 +199,13 @@ def test_seeds_and_changed_flags(quick, monkeypatch, capsys):
     assert checkpoint["flags"]["beta1"] == 0
 
 
+def test_a_row_with_further_flags(quick):
+    quick("--rows", "a --beta1 0", "--minutes", "0.05")
+    (point,) = points()
+    assert point["row"] == "a --beta1 0" and "--beta1=0" in point["settings"]
+    assert training.read_checkpoint(f"out/{point['checkpoint']}")["flags"]["beta1"] == 0
+
+
 def test_grids_are_blind(quick):
     quick("--minutes", "0.05", "0.1")
     quick("--grids", "--minutes", "0.1")

@@ -212,6 +212,18 @@ def test_randomly_flipped():
     assert 160 < same.sum() < 240  # 4 standard deviations
 
 
+def test_shifted():
+    """One bright point goes to every place up to an eighth of the side away, and to no other."""
+    torch.manual_seed(0)
+    point = torch.zeros(400, 1, 16, 16)
+    point[:, :, 8, 5] = 1.0
+    places = training.shifted(point).nonzero()[:, 2:]
+    assert len(places) == 400
+    assert {tuple(place) for place in places.tolist()} == {
+        (row, column) for row in range(6, 11) for column in range(3, 8)
+    }
+
+
 def test_update_ema():
     """Against a loop over all values; buffers are copied."""
     torch.manual_seed(0)
