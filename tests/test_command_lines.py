@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_folder, make_zip
 
 import sources
 import training
@@ -200,6 +200,37 @@ def test_commands_are_found_on_the_pages():
     assert set(SCRIPTS + TOOLS) <= set(pages) and "README.md" in pages["dcgan"]
     assert any("--generator-flags=" in line for _, line in DOCUMENTED["augment"])
     assert sum(map(len, DOCUMENTED.values())) > 100
+
+
+TINY = "--size 16 --width 8 --batch 4 --steps 2 --device cpu"
+BRIEFLY = dict.fromkeys(SCRIPTS, f"{TINY} --eval-images 0")
+BRIEFLY["metrics"] = "--dims 64 --device cpu --weights"
+BRIEFLY["sample"] = "--count 8"
+BRIEFLY["augment"] = f"{TINY} --per-class 5 --add 2 --seeds 3 --generator-flags=--steps=2"
+
+
+def test_commands_of_the_readme_run(here, no_plots, small_weights, capsys):
+    """In the order of the page, on a folder of twelve photos, at a tiny size. RUN is a cgan's."""
+    names = [f"{animal}/{k}.png" for animal in ("lion", "horse") for k in range(12)]
+    for folder in ("photos", "real", "generated"):
+        make_folder(here / folder, names)
+    make_zip(here / "photos", here / "cats64.zip")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall("(?:^    |`)python (\\w+)\\.py([^`\n#]*)", text, re.MULTILINE)
+    assert len(commands) > 18
+    for name, line in commands:
+        line = line.replace("RUN-B", "runs/dcgan-photos-best-1")
+        argv = shlex.split(re.sub("RUN(-A)?", "runs/cgan-photos-best-1", line))
+        if argv not in (["--resume"], ["--help"]):
+            argv += shlex.split(BRIEFLY.get(name, ""))
+        if name == "metrics":
+            argv.append(str(small_weights))
+        try:
+            code = importlib.import_module(name).main(argv)
+        except (SystemExit, sources.InputError) as problem:
+            code = "" if argv == ["--help"] else problem
+        assert not code, (name, argv, code, capsys.readouterr().err)
+    assert len(list((here / "lions").iterdir())) == 8
 
 
 PIPES = """
