@@ -29,7 +29,7 @@ COMMON = "--data tiny.npz --size 16 --batch 8 --lr 0.0009765625 --lr-decay 0.5 -
 GAN = "--width 4 --latent-dim 8 --noise 0.5 --noise-steps 16"
 CASES = {
     "dcgan": f"{GAN} --ema 0.9",
-    "dcgan, several updates": f"{GAN} --g-steps 2 --d-steps 3 --upsample nearest --flip",
+    "dcgan, several updates": f"{GAN} --g-steps 2 --d-steps 3 --upsample nearest --flip --shift",
     "gan_resnet": f"{GAN} --weight-decay 0.01",
     "gan_resnet, conditional": f"{GAN} --conditional --similarity 1 --g-steps 2",
     "cgan": f"{GAN} --r1 1 --r1-every 3 --ema 0.9 --augment",
