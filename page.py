@@ -455,7 +455,7 @@ def description(run, last):
             words = f"<summary>{len(more)} more classes</summary>"
             items += f'<details>{words}<ul class="classes">{"".join(more)}</ul></details>'
         items += "</dd>"
-    flags = [(name, json.dumps(value)) for name, value in args["flags"].items()]
+    flags = [(f"--{k.replace('_', '-')}", json.dumps(v)) for k, v in args["flags"].items()]
     return f"""<header><h1>{text(run.name)}</h1><dl>{items}</dl>
 <pre tabindex="0">{text(command(args))}</pre>
 <details><summary>All settings</summary>{table([("flag", "value"), *flags])}</details></header>"""

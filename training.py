@@ -1041,9 +1041,10 @@ class Run:
         each = f" in each of {WORLD} processes" if WORLD > 1 else ""
         print(f"{self.script}: {data['name']} {size}, {data['count']} images ({self.note})")
         print(datasets.class_words(data["classes"], data["counts"]))
-        print(f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch} an epoch;", end=" ")
+        done = f", {self.step} of them done" if self.step else ""
+        length = f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch} an epoch{done}"
         path = sources.printable(self.path)
-        print(f"{self.device}, {self.args.precision}; everything goes to {path}")
+        print(f"{length}; {self.device}, {self.args.precision}; everything goes to {path}")
         if self.args.steps is None and self.total < 500:
             print(f"note: {self.total} steps are few; try --steps 3000", file=sys.stderr)
 
