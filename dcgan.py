@@ -363,10 +363,12 @@ def main(argv=None):
     # On an NVIDIA GPU each update becomes a CUDA graph; elsewhere `captured` changes nothing.
     captured = functools.partial(training.captured, device=device, no_graph=args.no_graph)
     networks = (generator, discriminator)
-    d_update = functools.partial(discriminator_step, *networks, opt_d, autocast)
-    g_update = functools.partial(generator_step, *networks, opt_g, autocast, args.batch)
-    d_step = captured(functools.partial(d_update, shift=args.shift))
-    g_step = captured(functools.partial(g_update, shift=args.shift))
+    d_step = captured(
+        functools.partial(discriminator_step, *networks, opt_d, autocast, shift=args.shift)
+    )
+    g_step = captured(
+        functools.partial(generator_step, *networks, opt_g, autocast, args.batch, shift=args.shift)
+    )
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
         ema_inputs = [training.latents(1000, args.latent_dim, args.seed + 4)]

@@ -770,6 +770,7 @@ CHANGED = {  # script: (text, what a student writes there instead)
         "nn.Sequential(*layers, nn.Tanh())",
         "nn.Sequential(*layers, nn.Conv2d(channels, channels, 1), nn.Tanh())",
     ),
+    "cvae": ("EMBEDDING = 128", "EMBEDDING = 96"),
 }
 
 
