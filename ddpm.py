@@ -94,6 +94,13 @@ PRESETS = {
         guidance=2.0, sample_every=5000, save_every=5000,
         report=R4C,
     ),
+    # The network of animals for a short training: see docs/results/best.md
+    "best": dict(
+        data="animals", size=64, fit="squash", width=64, flip=True, batch=64, steps=3000,
+        lr=8e-4, ema=0.999,
+        guidance=2.0, sample_every=500, save_every=500,
+        report=R4C,
+    ),
     "mnist": dict(  # a quarter of an hour on two older CPU cores, 6 minutes with AMX
         data="mnist", size=32, width=32, blocks=1, dropout=0.0, batch=32, steps=2200,
         lr=2e-3, lr_decay=0.99895, ema=0.99,
