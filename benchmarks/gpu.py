@@ -30,6 +30,7 @@ Longer trainings run only if --only names them, because a share of 8 minutes sho
     no-noise-gan, multistep-critic, fade-in-gan   wgan_gp.py, 10,000 steps: a minute or two each
     large-gan                                     wgan_gp.py, 10,000 steps with 16 times the work
     ddpm-animals                                  ddpm.py, 100,000 steps
+    wgan-best, cvae-best, ddpm-best               the other presets `best`
 
 A training ends after its steps or its share of --minutes. The parts run one after another: when
 several trainings share a GPU, they take turns, and each runs 4 to 8 times slower (less with
@@ -112,7 +113,7 @@ TRAININGS = {
 FIRST = ("about", "tests", "speed-128", "cats", "small-gan", "profile")
 DEFAULT = (*FIRST, *(part for part in TRAININGS if part not in FIRST), "metrics", "speed-rest")
 
-# These run if --only names them. The reports' 2,000,000 steps can wait: 10,000 come first.
+# These run if --only names them. Of the reports' 2,000,000 steps, 10,000 come first.
 LONG = {
     "cats-100k": ("dcgan", "cats-100k", "cats"),
     "food-noise": ("dcgan", "food-noise", "food"),
@@ -121,6 +122,9 @@ LONG = {
     "fade-in-gan": ("wgan_gp", "fade-in-gan --steps 10000 --stage-steps 2000", "food"),
     "large-gan": ("wgan_gp", "large-gan --steps 10000", "food"),
     "ddpm-animals": ("ddpm", "animals", "animals"),
+    "wgan-best": ("wgan_gp", "best", "food"),
+    "cvae-best": ("cvae", "best", "animals"),
+    "ddpm-best": ("ddpm", "best", "animals"),
 }
 TRAININGS |= LONG
 PARTS = (*DEFAULT, *LONG)

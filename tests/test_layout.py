@@ -15,7 +15,7 @@ from count_lines import count  # noqa: E402
 BUDGETS = {  # file: the most code lines
     "dcgan.py": 320,
     "vae_mlp.py": 320,
-    "cvae.py": 374,
+    "cvae.py": 380,
     "gan_resnet.py": 320,
     "cgan.py": 450,
     "wgan_gp.py": 482,

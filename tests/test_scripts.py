@@ -14,10 +14,12 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import ROOT, at_step, make_folder, program
 from PIL import Image
 
 import datasets
+import gan_resnet
 import metrics
 import report
 import sample
@@ -57,7 +59,23 @@ PRESET = {
 AUTOENCODERS = ("vae_mlp", "cvae")
 CONDITIONAL = ("cvae", "cgan", "ddpm", "gan_resnet")
 every_script = pytest.mark.parametrize("name", SCRIPTS)
-pytestmark = pytest.mark.usefixtures("no_plots")  # test_a_run_directory has them
+pytestmark = pytest.mark.usefixtures("no_plots", "narrow")  # test_a_run_directory has plots
+
+
+class NarrowResNet(torchvision.models.ResNet):
+    """ResNet-18 with an eighth of its channels, which makes the tests of gan_resnet.py faster."""
+
+    def __init__(self, num_classes):
+        super().__init__(torchvision.models.resnet.BasicBlock, [2, 2, 2, 2])
+        self.fc = torch.nn.Linear(64, num_classes)
+
+    def _make_layer(self, block, planes, *rest, **options):
+        return super()._make_layer(block, planes // 8, *rest, **options)
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    monkeypatch.setattr(gan_resnet, "resnet18", NarrowResNet)
 
 
 def run(name, *flags):
@@ -214,7 +232,8 @@ def test_ctrl_c_twice_ends_at_once(tiny, monkeypatch, capfd):
 
 
 @every_script
-def test_kill_9_leaves_a_checkpoint_that_resumes(tiny, name):
+def test_kill_9_leaves_a_checkpoint_that_resumes(tiny, name, monkeypatch):
+    monkeypatch.setattr(gan_resnet, "resnet18", torchvision.models.resnet18)  # as in its process
     flags = [*TINY, "--steps", "100000", "--save-every", "1", "--out", "r"]
     command = [sys.executable, ROOT / f"{name}.py", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
