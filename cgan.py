@@ -151,6 +151,7 @@ def add_own_flags(parser):
     words = "show it randomly colored, shifted and covered images"
     add("--augment", action="store_true", help=words)
     add("--flip", action="store_true", help="mirror training images at random")
+    add("--no-flip", dest="flip", action="store_false", help="leave them as they are")
     add("--balance", action="store_true", help="draw every class equally often")
 
 

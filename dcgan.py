@@ -131,6 +131,7 @@ def parse_args(argv=None):
         help="steps until the noise has faded to 0",
     )
     add("--flip", action="store_true", help="mirror training images at random")
+    add("--no-flip", dest="flip", action="store_false", help="leave them as they are")
     add("--shift", action="store_true", help="show the discriminator randomly shifted images")
     add("--no-shift", dest="shift", action="store_false", help="show them as they are")
     training.add_run_flags(parser, PRESETS)

@@ -154,6 +154,7 @@ def parse_args(argv=None):
     words = "share of images trained without their class, which guidance needs"
     add("--drop-label", type=share, default=0.1, help=words)
     add("--flip", action="store_true", help="mirror training images at random")
+    add("--no-flip", dest="flip", action="store_false", help="leave them as they are")
     add("--balance", action="store_true", help="draw every class equally often")
     add = parser.groups["evaluation"].add_argument
     for name, (default, kind, words) in SAMPLING.items():

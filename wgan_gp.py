@@ -145,6 +145,7 @@ def parse_args(argv=None):
     add("--stage-steps", type=whole, default=20_000, help="steps in a stage")
     add("--fade-steps", type=whole, help="steps that blend a new stage in [half of a stage]")
     add("--flip", action="store_true", help="mirror training images at random")
+    add("--no-flip", dest="flip", action="store_false", help="leave them as they are")
     training.add_run_flags(parser, PRESETS)
     parser.set_defaults(batch=64)
     return training.parse(parser, PRESETS, SCRIPT, argv)

@@ -282,14 +282,20 @@ def test_presets_are_the_reports():
     assert noisy.noise > 0 and noisy.noise_steps < noisy.steps
 
 
-def test_best_without_shift():
-    """The one switch of a preset that can be turned off. A command that is printed says so."""
-    best = dcgan.PRESETS["best"]
-    for words, shift in ([], True), (["--no-shift"], False):
-        args, _ = dcgan.parse_args(["--preset=best", *words])
-        assert args.shift is shift
+@pytest.mark.parametrize(
+    "name, switch",
+    [(name, "flip") for name in ("dcgan", "cgan", "wgan_gp", "ddpm")]
+    + [(name, "shift") for name in ("dcgan", "cgan")],
+)
+def test_switches_of_best_can_be_turned_off(name, switch):
+    """A command that is printed says so."""
+    script = training.load_script(name)
+    best = script.PRESETS["best"]
+    for words, on in ([], True), ([f"--no-{switch}"], False):
+        args, _ = script.parse_args(["--preset=best", *words])
+        assert getattr(args, switch) is on
         assert training.flag_words(training.changed_flags(args, best)) == words
-    assert not dcgan.parse_args([])[0].shift
+    assert not getattr(script.parse_args([])[0], switch)
 
 
 def test_best_says_that_the_number_of_the_report_is_context():
