@@ -380,7 +380,8 @@ def numbers(run):
     rows += [(what, value, real) for what, (value, real, _) in run.values.items() if value]
     notes = [(what, protocol) for what, (_, _, protocol) in run.values.items() if protocol]
     return f"""<section><h2>Numbers</h2>{table(rows)}<p class="note">"real images": what real
-images get in place of generated ones, the best that a generator can hope for.</p>{protocols(notes)}
+images get in place of generated ones, the best that a generator can hope for. The curves compare
+with other real images, so their last values differ a little.</p>{protocols(notes)}
 </section>"""
 
 
