@@ -193,7 +193,7 @@ def flags_on_resume(run_directory, script, typed):
         if new != old:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag} was {old} in this run and cannot become {new} on resume")
-    # these hold for one session only, because no flag turns them off
+    # these are not kept, because no flag turns them off
     return {**flags, "no_graph": False, "dry_run": False, "tensorboard": False}
 
 

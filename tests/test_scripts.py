@@ -27,7 +27,6 @@ from sources import InputError, locked, read_log, run_program
 from training import read_checkpoint
 
 PLOTS = report.report
-RESNET18 = torchvision.models.resnet18
 TINY = "--data tiny.npz --size 16 --width 4 --batch 8 --log-every 3 --device cpu --precision fp32"
 TINY = TINY.split()
 
@@ -75,7 +74,7 @@ class NarrowResNet(torchvision.models.ResNet):
 
 @pytest.fixture
 def narrow(monkeypatch):
-    monkeypatch.setattr(torchvision.models, "resnet18", NarrowResNet)
+    monkeypatch.setattr(training.load_script("gan_resnet"), "resnet18", NarrowResNet)
 
 
 def run(name, *flags):
@@ -233,7 +232,8 @@ def test_ctrl_c_twice_ends_at_once(tiny, monkeypatch, capfd):
 
 @every_script
 def test_kill_9_leaves_a_checkpoint_that_resumes(tiny, name, monkeypatch):
-    monkeypatch.setattr(torchvision.models, "resnet18", RESNET18)  # as in its process
+    resnet18 = torchvision.models.resnet18  # as in its process
+    monkeypatch.setattr(training.load_script("gan_resnet"), "resnet18", resnet18)
     flags = [*TINY, "--steps", "100000", "--save-every", "1", "--out", "r"]
     command = [sys.executable, ROOT / f"{name}.py", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
