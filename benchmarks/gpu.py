@@ -30,7 +30,7 @@ Longer trainings run only if --only names them, because a share of 8 minutes sho
     no-noise-gan, multistep-critic, fade-in-gan   wgan_gp.py, 10,000 steps: a minute or two each
     large-gan                                     wgan_gp.py, 10,000 steps with 16 times the work
     ddpm-animals                                  ddpm.py, 100,000 steps
-    wgan-best, cvae-best, ddpm-best               the other presets `best`
+    wgan-best, cvae-best, ddpm-best, vae-best     the other presets `best`
 
 A training ends after its steps or its share of --minutes. The parts run one after another: when
 several trainings share a GPU, they take turns, and each runs 4 to 8 times slower (less with
@@ -125,6 +125,7 @@ LONG = {
     "wgan-best": ("wgan_gp", "best", "food"),
     "cvae-best": ("cvae", "best", "animals"),
     "ddpm-best": ("ddpm", "best", "animals"),
+    "vae-best": ("vae_mlp", "best", "cats"),
 }
 TRAININGS |= LONG
 PARTS = (*DEFAULT, *LONG)
