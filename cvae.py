@@ -99,28 +99,23 @@ R1B = dict(  # R1b states the weight of the KL only. The rest is ours
 ARTBENCH = dict(
     R1B, data="artbench10", epochs=100, lr=2e-4, limit_per_class=1000
 )  # fmt: skip
+ANIMALS = dict(data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=80)
+MNIST = dict(R1B, data="mnist", size=32, batch=128, epochs=20, lr=1e-3, ema=0.999)
 PRESETS = {
     "shapes": dict(  # what `python cvae.py` alone runs: small enough for a laptop without a GPU
         data="shapes", size=32, width=32, latent_dim=32, batch=64, lr=1e-3, steps=1500, ema=0.99,
         likelihood="sigma", kl_warmup=300, sample_every=100, save_every=500,
     ),
     "animals": dict(  # R0a, which squashed images that are not square
-        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=80, lr=2e-4,
-        likelihood="gaussian", kl_weight=24.0, fit="squash",
-        report=R0A,
+        ANIMALS, lr=2e-4, likelihood="gaussian", kl_weight=24.0, fit="squash", report=R0A,
     ),
     # The networks of R0a, better: see docs/results/best.md
     "best": dict(
-        data="animals", size=64, width=64, latent_dim=256, batch=128, epochs=80, lr=1e-3, ema=0.999,
-        likelihood="sigma", kl_weight=8.0, fit="squash",
+        ANIMALS, lr=1e-3, ema=0.999, likelihood="sigma", kl_weight=8.0, fit="squash",
         report=R0A | {"protocol": f"only context: R0 has other settings; {R0A['protocol']}"},
     ),
-    "mnist": dict(  # 0.00025 / 2 * 32 * 32
-        R1B, data="mnist", size=32, batch=128, epochs=20, lr=1e-3, ema=0.999, kl_weight=0.128,
-    ),
-    "mnist-classes": dict(  # the same with four times the weight: the digits obey their class best
-        R1B, data="mnist", size=32, batch=128, epochs=20, lr=1e-3, ema=0.999, kl_weight=0.512,
-    ),
+    "mnist": dict(MNIST, kl_weight=0.128),  # 0.00025 / 2 * 32 * 32
+    "mnist-classes": dict(MNIST, kl_weight=0.512),  # the digits obey their class best
     # 0.00025 / 2 * 3 * 64 * 64, or 3 * 256 * 256
     "artbench64": dict(ARTBENCH, size=64, batch=128, kl_weight=1.536),
     "artbench256": dict(ARTBENCH, size=256, batch=64, kl_weight=24.576),

@@ -73,6 +73,9 @@ SCRIPT = Path(__file__).stem
 
 # A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
 R4C = {"protocol": "R4: proposed there, not carried out; no number"}
+ANIMALS = dict(
+    data="animals", size=64, fit="squash", width=64, flip=True, batch=64, guidance=2.0, report=R4C
+)
 PRESETS = {
     "shapes": dict(  # what `python ddpm.py` alone runs: small enough for a laptop without a GPU
         data="shapes", size=16, width=24, blocks=1, dropout=0.0, batch=32, steps=1400,
@@ -89,18 +92,10 @@ PRESETS = {
         report=R4C,
     ),
     "animals": dict(
-        data="animals", size=64, fit="squash", width=64, flip=True, batch=64, steps=100_000,
-        lr=2e-4, ema=0.9995,
-        guidance=2.0, sample_every=5000, save_every=5000,
-        report=R4C,
+        ANIMALS, steps=100_000, lr=2e-4, ema=0.9995, sample_every=5000, save_every=5000,
     ),
     # The network of animals for a short training: see docs/results/best.md
-    "best": dict(
-        data="animals", size=64, fit="squash", width=64, flip=True, batch=64, steps=3000,
-        lr=8e-4, ema=0.999,
-        guidance=2.0, sample_every=500, save_every=500,
-        report=R4C,
-    ),
+    "best": dict(ANIMALS, steps=3000, lr=8e-4, ema=0.999, sample_every=500, save_every=500),
     "mnist": dict(  # a quarter of an hour on two older CPU cores, 6 minutes with AMX
         data="mnist", size=32, width=32, blocks=1, dropout=0.0, batch=32, steps=2200,
         lr=2e-3, lr_decay=0.99895, ema=0.99,

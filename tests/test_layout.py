@@ -15,11 +15,11 @@ from count_lines import count  # noqa: E402
 BUDGETS = {  # file: the most code lines
     "dcgan.py": 320,
     "vae_mlp.py": 320,
-    "cvae.py": 380,
+    "cvae.py": 375,
     "gan_resnet.py": 320,
     "cgan.py": 450,
     "wgan_gp.py": 482,
-    "ddpm.py": 473,
+    "ddpm.py": 472,
     "training.py": 841,
     "datasets.py": 543,
     "sources.py": 712,

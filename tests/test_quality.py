@@ -292,6 +292,7 @@ def test_rows_of_presets(monkeypatch):
     monkeypatch.setitem(presets, "best", {"data": "cifar10", "size": 32})
     new = quality.all_rows()
     assert {f"gan_resnet-{data}-best" for data in quality.SETS} == new.keys() - rows.keys()
+    assert "cgan-animals-best" in rows and "cgan-cats-best" not in rows
     assert "cvae-animals-best" in rows and "cvae-cats-best" not in rows
 
 
