@@ -53,9 +53,9 @@ mistakes. Time: at width 64 and 64 pixels, one update of each network costs 2.5 
 in dcgan.py.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it a conditional GAN is in `Generator`, `Discriminator`, the losses and the two update steps;
-change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it a conditional GAN is in `Generator`, `Discriminator`, the losses and the two
+update steps; change those. `main` is the whole loop.
 """
 
 import signal

@@ -5,9 +5,9 @@
 """CVAE: a convolutional variational autoencoder that is told the class of each image.
 
 As in vae_mlp.py, the encoder turns an image x into a normal distribution over latents, and the
-decoder turns a latent into an image. The image must come back, and the distribution must stay close
-to N(0, I). Here both networks also get the class y, so z need not hold it: the same z with another
-y gives another class in the same "style".
+decoder turns a latent into an image. The decoder must reproduce x, and the distribution must stay
+close to N(0, I). Here both networks also get the class y, so z need not hold it: the same z with
+another y gives another class in the same "style".
 
     image x (3, 64, 64)                              z (256), embedding of y (128)
       | Conv 4x4 stride 2, BatchNorm, ReLU             | Linear
@@ -25,8 +25,8 @@ Sohn, Lee, Yan: Learning Structured Output Representation using Deep Conditional
 NIPS 2015. Kingma, Welling: Auto-Encoding Variational Bayes, 2014 (arXiv 1312.6114).
 
 Reports write "reconstruction + weight * KL" in units that differ by orders of magnitude. Here both
-terms are nats of an image: summed over its D values and over the latents, then averaged over the
-batch:
+terms are in nats per image: the first is summed over the D values of an image, the second over the
+latents, and both are averaged over the batch:
 
     loss = -log p(x|z,y) + kl_weight * KL(q(z|x,y) || N(0, I))
 
@@ -52,14 +52,15 @@ The losses of the reports, and what they are here, with D = 3 * 64 * 64 where no
     python cvae.py --data photos/ --size 64        # your own images: sub-folders are the classes
     python sample.py runs/cvae-shapes-1 --class star --count 64 --to stars.png
 
-Report rows: --preset animals is R0a; mnist, artbench64 and artbench256 are R1b. mnist-classes is
-mnist with four times the weight of the KL, which obeys the class better.
-Time: an epoch of 8,250 animals takes about two minutes on two older CPU cores, one of MNIST four.
-On one core with AMX they take half a minute and one minute.
+Presets that reproduce the student reports (see README.md): animals is R0a; mnist, artbench64 and
+artbench256 are R1b. mnist-classes is mnist with four times the weight of the KL: it obeys the class
+better. Time: an epoch of 8,250 animals takes about two minutes on two older CPU cores, one of MNIST
+four. On one core with AMX they take half a minute and one minute.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it a CVAE is in `CVAE`, `loss_terms` and `train_step`; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it a CVAE is in `CVAE`, `loss_terms` and `train_step`; change those. `main` is
+the whole loop.
 """
 
 import signal

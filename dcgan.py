@@ -29,13 +29,13 @@ Radford, Metz, Chintala: Unsupervised Representation Learning with Deep Convolut
     python sample.py runs/dcgan-shapes-1 --count 64 --to grid.png
 
 Presets that reproduce the student reports (see README.md): cats is R2a, cats-100k is R1a,
-food-noise is R3f. Time: a step costs 2.5 GFLOP per image at width 64. 50 epochs of 23,000 cats take
-6 hours on two older CPU cores.
+food-noise is R3f. Time: a step costs 2.5 GFLOP per image at 64 pixels and width 64. 50 epochs of
+23,000 cats take 6 hours on two older CPU cores.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it a DCGAN is in `Generator`, `Discriminator`, the two losses and the two update steps; change
-those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it a DCGAN is in `Generator`, `Discriminator`, the two losses and the two update
+steps; change those. `main` is the whole loop.
 """
 
 import signal

@@ -26,7 +26,7 @@ Near T, x_t is hardly more than noise: there an error in eps becomes one in x_0 
     RA (2f, 8, 8)  ---> RA, R (2f, 8, 8)  ------------------------>  RA (2f, 8, 8)
 
     f = --width, R = residual blocks, A = with attention. t goes through a sinusoidal embedding
-    and two linear layers, y through an embedding. Their sum scales and shifts inside every R.
+    and two linear layers, y through an embedding. Their sum sets a scale and a shift in every R.
 
 Ho, Jain, Abbeel: Denoising Diffusion Probabilistic Models, 2020 (arXiv 2006.11239). Cosine
 schedule: Nichol, Dhariwal 2021 (2102.09672). v: Salimans, Ho 2022 (2202.00512). Sampling in few
@@ -37,15 +37,15 @@ are optional: without them, all images belong to one class.
     python ddpm.py --data photos/ --size 32 --preset small --flip    # your own few hundred images
     python sample.py runs/ddpm-shapes-1 --class star --guidance 3 --to stars.png
 
-Report row: R4c, which its report proposes but does not carry out. augment.py does, with this
-script.
-Time: the work is 1 GFLOP an image at 32 pixels, width 32 and one block. Sampling an image takes a
-third of that for each of its --sample-steps, and twice as much with guidance.
+Student report R4 proposes to enlarge a small data set with generated images (R4c, see README.md),
+but does not try it. augment.py does, with this script. Time: a training step costs 1 GFLOP per
+image at 32 pixels, width 32 and one block. Sampling an image costs a third of that for each of its
+--sample-steps, and twice as much with guidance.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it a DDPM is in `alpha_bars`, `unet_step`, `posterior` and `ddim_step`; change those. `main`
-is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it a DDPM is in `alpha_bars`, `unet_step`, `posterior` and `ddim_step`; change
+those. `main` is the whole loop.
 """
 
 import signal

@@ -32,9 +32,9 @@ R4b. Time: R4a trains on 120 images a second on one CPU core that computes in bf
 CIFAR-10 take six hours there.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it this GAN is in `Generator`, `Discriminator`, the losses and the two update steps; change
-those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it this GAN is in `Generator`, `Discriminator`, the losses and the two update
+steps; change those. `main` is the whole loop.
 """
 
 import signal

@@ -5,7 +5,7 @@ The loop stands in the script (dcgan.py and its relatives). It calls the functio
     flags        add_run_flags, parse: defaults < preset or checkpoint < command line
     device       pick_device, autocast, adam_options, set_lr, scalar, captured (CUDA graphs)
     models       update_ema, latents, slerp, walks, one_hot, layer_widths, describe, ...
-    a run        start opens the run directory and gives a Run. Its methods count steps, write
+    a run        start opens the run directory and returns a Run. Its methods count steps, write
                  log.csv, save checkpoints and notice Ctrl-C, each when the script calls it.
     checkpoints  read_checkpoint, open_model: how sample.py, metrics.py and report.py open a model
 

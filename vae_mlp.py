@@ -46,12 +46,13 @@ With kl_weight 1 this is a bound on -log p(x): minus the evidence lower bound, o
     python sample.py runs/vae_mlp-shapes-1 --count 64 --to grid.png
     python metrics.py shapes runs/vae_mlp-shapes-1 --iwae 64    # how good is the model, in nats
 
-Report row: --preset cats is R2b.
+The preset cats reproduces R2b, a student report (see README.md).
 Time: 50 epochs of 23,000 cats take about 20 minutes on two older CPU cores.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots). What
-makes it a VAE is in `VAE`, `loss_terms` and `train_step`; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots). What makes it a VAE is in `VAE`, `loss_terms` and `train_step`; change those. `main` is the
+whole loop.
 """
 
 import signal

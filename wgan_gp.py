@@ -35,15 +35,15 @@ from Karras et al.: Progressive Growing of GANs, 2018 (arXiv 1710.10196).
     python wgan_gp.py --data food64 --critic-steps 3  # or your own images: a folder, a zip, .npz
     python sample.py runs/wgan_gp-shapes-1 --count 64 --to grid.png
 
-Report rows: --preset large-gan, small-gan, no-noise-gan, multistep-critic and fade-in-gan are R3a
-to R3e. --preset paper is the authors' own model at 64 pixels.
+Presets that reproduce the student reports (see README.md): large-gan, small-gan, no-noise-gan,
+multistep-critic and fade-in-gan are R3a to R3e. paper is the authors' own model at 64 pixels.
 Time: at width 64 and 64 pixels the work is 2.3 GFLOP an image in an update of the critic, and 1.0
 in one of the generator. large-gan takes 16 times as much.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
-images in a folder, zip or tar; metrics.py, inception.py and report.py for FID and plots,
-analysis.py for --normalize channel). What makes it a WGAN-GP is in `Critic`, `gradient_penalty` and
-the two update steps; change those. `main` is the whole loop.
+images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
+plots; analysis.py for --normalize channel). What makes it a WGAN-GP is in `Critic`,
+`gradient_penalty` and the two update steps; change those. `main` is the whole loop.
 """
 
 import signal
