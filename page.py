@@ -393,7 +393,7 @@ def command(args):
     flags = args["flags"]
     preset = flags.get("preset")
     words = [f"--preset={preset}"] if preset else [f"--data={flags.get('data')}"]
-    if preset == flags.get("data"):  # "shapes", which a plain start takes
+    if preset == flags.get("data") == "shapes":  # which a plain start takes
         words = []
     with contextlib.redirect_stderr(io.StringIO()):  # notes, or the script knows other flags now
         try:
@@ -401,7 +401,7 @@ def command(args):
             usual = vars(script.parse_args([*words, "--dry-run"])[0])
         except (Exception, SystemExit):
             usual = {}
-    changed = {name: value for name, value in flags.items() if usual.get(name) != value}
+    changed = training.different_flags(flags, usual)
     changed.pop("dry_run", None)
     words += [word for word in training.flag_words(changed) if word not in words]
     return shlex.join(["python", f"{args['script']}.py", *words])

@@ -234,15 +234,19 @@ def changed_flags(args, preset):
 
     Without those that change nothing in the numbers: see NO_MATTER.
     """
-    changed = {}
-    for name, value in (args.defaults | preset).items():
-        if name not in NO_MATTER and getattr(args, name, value) != value:
-            changed[name] = getattr(args, name)
-    if args.steps is None and "steps" in changed:
-        changed["epochs"] = args.epochs
-    elif args.steps is not None:  # wins over --epochs
-        changed.pop("epochs", None)
-    return changed
+    flags = {name: getattr(args, name) for name in args.defaults if name not in NO_MATTER}
+    return different_flags(flags, args.defaults | preset)
+
+
+def different_flags(flags, usual):
+    """The flags that one must type, because they differ from the usual ones: {name: value}."""
+    different = {name: value for name, value in flags.items() if usual.get(name) != value}
+    for dropped, typed in (("steps", "epochs"), ("lr_g", "lr"), ("lr_d", "lr")):
+        if different.get(dropped, 0) is None:  # see parse: typing the other one has dropped it
+            different[typed] = flags.get(typed)
+    if flags.get("steps") is not None:  # wins over --epochs
+        different.pop("epochs", None)
+    return different
 
 
 # ----------------------------------------------------------------------------------------- device
@@ -875,9 +879,8 @@ class Run:
         return table
 
     def fail(self, step):
-        checkpoint = self.path / "last.pt"
-        words = f"stopped; {checkpoint} is the last good checkpoint. Start again with a lower --lr"
-        raise InputError(f"a loss or weight is not finite at step {step}: {words}")
+        good = f"{self.path / 'last.pt'} is the last good checkpoint. Start again with a lower --lr"
+        raise InputError(f"a loss or weight is not finite at step {step}: stopped; {good}")
 
     def save(self, name, **more):
         """Write a checkpoint. last.pt: all processes call this. best.pt: only the first does.

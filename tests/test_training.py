@@ -89,6 +89,9 @@ def test_changed_flags():
     # the length counts in the unit that is in force
     assert changed("--steps=3") == changed("--steps=3", "--epochs=2") == ["--steps=3"]
     assert changed("--epochs=50") == ["--epochs=50"]  # the default, but the preset has steps
+    # so does the rate that is typed, even where it is the preset's: its lr_d no longer counts
+    assert changed("--lr=0.2") == ["--lr=0.2"]
+    assert changed("--lr=0.2", "--lr-d=0.5") == []
 
 
 def test_what_hides_the_number_of_a_report():
