@@ -77,7 +77,7 @@ def add_run_flags(parser, presets, any_size=False):
     rate = number(float, 1e-12, 1.0000001)
 
     add = parser.groups["data"].add_argument
-    names = f"defaults of a report: {', '.join(presets)} [shapes for --data shapes]"
+    names = f"a set of defaults: {', '.join(presets)} [shapes for --data shapes]"
     add("--preset", choices=list(presets), metavar="NAME", help=names)
     where = "a folder, zip, tar or .npz, or a name (python datasets.py lists them)"
     add("--data", default="shapes", metavar="NAME|PATH", help=where)

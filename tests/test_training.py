@@ -65,7 +65,7 @@ def test_help_in_groups(capsys):
     for line in (
         "--data NAME|PATH a folder", "images in an update [128]", "[shapes] --size {16,32,64",
         "0: all [0]", "of all randomness [0]", "0: none [0.0]", "at each step [1.0]",
-        "[768 2048] --weights FILE", "a report: shapes, cats [shapes for --data shapes]",
+        "[768 2048] --weights FILE", "of defaults: shapes, cats [shapes for --data shapes]",
     ):  # fmt: skip
         assert line in words
     groups = ["\ndata:", "\ntraining:", "\nrun:", "\nevaluation:", "\nexamples:"]
