@@ -443,7 +443,7 @@ def recount_statistics(ema, inputs, *constants):
     The statistics that update_ema copies belong to the weights of this step, and other weights have
     others (Izmailov et al. 2018, 1803.05407, section 3.2). inputs, constants: what the generator
     takes, a list of tensors with N rows and the rest. Means and variances are averaged over batches
-    of 100.
+    of about equal size, at most 100.
     """
     for layer in ema.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -451,7 +451,7 @@ def recount_statistics(ema, inputs, *constants):
             layer.momentum = None  # an average in which all batches count the same
     device = next(ema.parameters()).device
     ema.train()
-    for chunk in zip(*(tensor.split(100) for tensor in inputs), strict=True):
+    for chunk in zip(*(x.chunk(math.ceil(len(x) / 100)) for x in inputs), strict=True):
         ema(*(tensor.to(device) for tensor in chunk), *constants)
     ema.eval()
 

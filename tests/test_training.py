@@ -170,15 +170,16 @@ def test_set_lr_and_scalar():
 # ----------------------------------------------------------------------------------------- models
 
 
-def test_recounted_statistics():
-    """Against means and variances of batches of 100, computed by hand."""
+@pytest.mark.parametrize("count, size", [(200, 100), (201, 67), (60, 60)])
+def test_recounted_statistics(count, size):
+    """Against means and variances of batches, computed by hand. No batch is of one image alone."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
     model(torch.randn(7, 2, 5, 5))
     model[1].running_mean.fill_(9)  # of other weights
-    x = torch.randn(250, 2, 5, 5) * 2 + 1
+    x = torch.randn(count, 2, 5, 5) * 2 + 1
     training.recount_statistics(model, [x])
-    batches = [model[0](part).transpose(0, 1).flatten(1) for part in x.split(100)]
+    batches = [model[0](part).transpose(0, 1).flatten(1) for part in x.split(size)]
     means = torch.stack([batch.mean(1) for batch in batches])
     variances = torch.stack([batch.var(1) for batch in batches])
     torch.testing.assert_close(model[1].running_mean, means.mean(0))
