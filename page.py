@@ -60,7 +60,7 @@ MEANINGS = {  # how the name of a value begins: what is good
     "class accuracy": "How often a classifier sees the class that was asked for: higher is better.",
     "reconstruction": "What the decoder loses of an image: lower is better.",
     "KL": "What the latents tell about an image: near 0, they are ignored.",
-    "bound": "Bound on -log p(x) of held-out images: lower is better.",
+    "bound": "Bound on -log p(x) of an image: lower is better.",
     "squared error": "Between an image and its reconstruction: lower is better.",
     "active latents": "Latents that depend on the image: the others carry nothing.",
 }
