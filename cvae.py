@@ -438,9 +438,10 @@ def choose_examples(data, seed):
 
 
 def draw(run, cvae, seed):
-    """samples/<step>.png: a row for each class, of the same 8 latents each time;
-    reconstructions/<step>.png: the examples, each with its reconstruction under it; and the
-    weights' histograms."""
+    """samples/<step>.png: a row for each class, from the same eight latents each time.
+
+    reconstructions/<step>.png: the examples, each with its reconstruction below.
+    """
     run.wait()  # so that run.seconds counts training only
     if run.is_main:
         file = f"{run.step:06d}.png"

@@ -456,12 +456,12 @@ def fresh_noise(seeds, t, x):
 
 
 @torch.no_grad()
-def denoise(unet, z, labels, seeds, guidance, sampler, sample_steps, eta, clip=True):
+def denoise(unet, z, labels, seeds, guidance, sampler, sample_steps, eta):
     """From noise to images: yields (t, x_t) for every time t on the way, the last one is (0, x_0).
 
     z: x_T (N, C, H, W), or the same as rows; labels: int64 (N,); seeds: int64 (N,), of the noise
-    that is added on the way. guidance to eta: see SAMPLING. clip: cut each estimate of x_0 to
-    [-1, 1], as the code of Ho et al. does.
+    that is added on the way. guidance to eta: see SAMPLING. As in the code of Ho et al., each
+    estimate of x_0 is cut to [-1, 1].
     """
     bars = unet.bars
     x = z.reshape(-1, *unet.image_shape).to(unet.mixture.device)
@@ -469,9 +469,7 @@ def denoise(unet, z, labels, seeds, guidance, sampler, sample_steps, eta, clip=T
     times = evenly_spaced(len(bars) - 1, 0, sample_steps + 1)
     for t, s in pairwise(tqdm(times, "denoising", leave=False, disable=None)):
         yield t, x
-        x_0 = predict_x_0(unet, x, t, labels, guidance)
-        if clip:
-            x_0 = x_0.clamp(-1, 1)
+        x_0 = predict_x_0(unet, x, t, labels, guidance).clamp(-1, 1)
         noise = 0.0
         if sampler == "ancestral" or eta > 0:
             noise = fresh_noise(seeds, t, x)
@@ -481,21 +479,6 @@ def denoise(unet, z, labels, seeds, guidance, sampler, sample_steps, eta, clip=T
         else:
             x = ddim_step(bars[t], bars[s], x_0, x, eta, noise)
     yield 0, x
-
-
-@torch.no_grad()
-def invert(unet, x, labels, sample_steps, guidance=1.0):
-    """DDIM with eta 0 backwards: from images x in [-1, 1] to the noise x_T that it turns into them.
-
-    Each step assumes that the noise in x changes little during it. So `denoise` with
-    clip=False brings the images back, more exactly the more steps there are.
-    """
-    bars = unet.bars
-    for s, t in pairwise(reversed(evenly_spaced(len(bars) - 1, 0, sample_steps + 1))):
-        s = max(s, 1)  # at time 0 there is no noise to predict: the images pass for x_1
-        x_0 = predict_x_0(unet, x, s, labels, guidance)
-        x = ddim_step(bars[s], bars[t], x_0, x, 0.0, 0.0)
-    return x
 
 
 # ------------------------------------------------------------------------------- a trained model

@@ -332,8 +332,8 @@ def draw(run, generator, seed):
 
 def main(argv=None):
     args, typed = parse_args(argv)
-    # At 16 pixels the last map is 1x1. There a CPU's gradient of 3x3 weights with stride 2 is wrong
-    # in bf16 (torch 2.11 to 2.14).
+    # At 16 pixels the last stage of the ResNet gets a map of 1x1. On a CPU the gradient of a 3x3
+    # convolution of stride 2 is wrong there in bf16 (torch 2.11 to 2.14).
     bf16_needs = None if args.size == 16 else "avx512_bf16"
     device, args.precision = training.pick_device(args.device, args.precision, bf16_needs)
     if (args.size, device.type, args.precision) == (16, "cpu", "bf16"):

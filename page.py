@@ -60,7 +60,7 @@ MEANINGS = {  # how the name of a value begins: what is good
     "class accuracy": "How often a classifier sees the class that was asked for: higher is better.",
     "reconstruction": "What the decoder loses of an image: lower is better.",
     "KL": "What the latents tell about an image: near 0, they are ignored.",
-    "bound": "Bound on -log p(x) of held-out images: lower is better.",
+    "bound": "Bound on -log p(x) of an image: lower is better.",
     "squared error": "Between an image and its reconstruction: lower is better.",
     "active latents": "Latents that depend on the image: the others carry nothing.",
 }
@@ -393,7 +393,7 @@ def command(args):
     flags = args["flags"]
     preset = flags.get("preset")
     words = [f"--preset={preset}"] if preset else [f"--data={flags.get('data')}"]
-    if preset == flags.get("data"):  # "shapes", which a plain start takes
+    if preset == flags.get("data") == "shapes":  # which a plain start takes
         words = []
     with contextlib.redirect_stderr(io.StringIO()):  # notes, or the script knows other flags now
         try:
@@ -401,7 +401,7 @@ def command(args):
             usual = vars(script.parse_args([*words, "--dry-run"])[0])
         except (Exception, SystemExit):
             usual = {}
-    changed = {name: value for name, value in flags.items() if usual.get(name) != value}
+    changed = training.different_flags(flags, usual)
     changed.pop("dry_run", None)
     words += [word for word in training.flag_words(changed) if word not in words]
     return shlex.join(["python", f"{args['script']}.py", *words])

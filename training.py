@@ -77,7 +77,7 @@ def add_run_flags(parser, presets, any_size=False):
     rate = number(float, 1e-12, 1.0000001)
 
     add = parser.groups["data"].add_argument
-    names = f"defaults of a report: {', '.join(presets)} [shapes for --data shapes]"
+    names = f"a set of defaults: {', '.join(presets)} [shapes for --data shapes]"
     add("--preset", choices=list(presets), metavar="NAME", help=names)
     where = "a folder, zip, tar or .npz, or a name (python datasets.py lists them)"
     add("--data", default="shapes", metavar="NAME|PATH", help=where)
@@ -234,15 +234,19 @@ def changed_flags(args, preset):
 
     Without those that change nothing in the numbers: see NO_MATTER.
     """
-    changed = {}
-    for name, value in (args.defaults | preset).items():
-        if name not in NO_MATTER and getattr(args, name, value) != value:
-            changed[name] = getattr(args, name)
-    if args.steps is None and "steps" in changed:
-        changed["epochs"] = args.epochs
-    elif args.steps is not None:  # wins over --epochs
-        changed.pop("epochs", None)
-    return changed
+    flags = {name: getattr(args, name) for name in args.defaults if name not in NO_MATTER}
+    return different_flags(flags, args.defaults | preset)
+
+
+def different_flags(flags, usual):
+    """The flags that one must type, because they differ from the usual ones: {name: value}."""
+    different = {name: value for name, value in flags.items() if usual.get(name) != value}
+    for dropped, typed in (("steps", "epochs"), ("lr_g", "lr"), ("lr_d", "lr")):
+        if different.get(dropped, 0) is None:  # see parse: typing the other one has dropped it
+            different[typed] = flags.get(typed)
+    if flags.get("steps") is not None:  # wins over --epochs
+        different.pop("epochs", None)
+    return different
 
 
 # ----------------------------------------------------------------------------------------- device
@@ -439,7 +443,7 @@ def recount_statistics(ema, inputs, *constants):
     The statistics that update_ema copies belong to the weights of this step, and other weights have
     others (Izmailov et al. 2018, 1803.05407, section 3.2). inputs, constants: what the generator
     takes, a list of tensors with N rows and the rest. Means and variances are averaged over batches
-    of 100.
+    of about equal size, at most 100.
     """
     for layer in ema.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
@@ -447,7 +451,7 @@ def recount_statistics(ema, inputs, *constants):
             layer.momentum = None  # an average in which all batches count the same
     device = next(ema.parameters()).device
     ema.train()
-    for chunk in zip(*(tensor.split(100) for tensor in inputs), strict=True):
+    for chunk in zip(*(x.chunk(math.ceil(len(x) / 100)) for x in inputs), strict=True):
         ema(*(tensor.to(device) for tensor in chunk), *constants)
     ema.eval()
 
@@ -875,9 +879,8 @@ class Run:
         return table
 
     def fail(self, step):
-        checkpoint = self.path / "last.pt"
-        words = f"stopped; {checkpoint} is the last good checkpoint. Start again with a lower --lr"
-        raise InputError(f"a loss or weight is not finite at step {step}: {words}")
+        good = f"{self.path / 'last.pt'} is the last good checkpoint. Start again with a lower --lr"
+        raise InputError(f"a loss or weight is not finite at step {step}: stopped; {good}")
 
     def save(self, name, **more):
         """Write a checkpoint. last.pt: all processes call this. best.pt: only the first does.

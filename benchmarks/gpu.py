@@ -402,7 +402,7 @@ def train(setup, save, part):
     result["img/s"] = round(rate * flags.batch)
     result["precision"] = checkpoint["flags"]["precision"]
     save(result)
-    save(result | quality(setup, part, module, checkpoint))
+    save(result | quality(setup, part, checkpoint))
 
 
 def feature_count(setup):
@@ -430,7 +430,7 @@ def stop_after(seconds):
     training.Run.should_stop = timed_should_stop
 
 
-def quality(setup, part, script, checkpoint):
+def quality(setup, part, checkpoint):
     """FID-768 and the like of as many generated images as there are held-out ones, at most 1,000.
 
     The floor is the value for as many training images. Also writes the pictures of the run.

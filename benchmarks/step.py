@@ -375,7 +375,7 @@ def our_gan_resnet(flags, batches, models, optimizers, autocast, captured):
     g_step = functools.partial(gan_resnet.generator_step, *models, opt_g, autocast)
     g_step = captured(functools.partial(g_step, flags.similarity))
     while True:
-        real, labels = next(batches)
+        real, _ = next(batches)
         y = torch.ones(len(real), 1, device=real.device)
         d_step(real, y, None)
         yield g_step(real, y, None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 
@@ -104,6 +105,37 @@ def test_a_whole_run(tmp_path, capsys):
     assert len(alts) == 6 + 2 and all(alts)
     assert all(control.get("aria-label") for control in found.all("input") + found.all("button"))
     assert "extremes.png" not in source and "--extremes" in found.words
+
+
+def commands():
+    """Scripts with the flags of a run: every preset, and some presets changed."""
+    for path in sorted(ROOT.glob("*.py")):
+        if "\nPRESETS = {" in path.read_text(encoding="utf-8"):
+            for preset in training.load_script(path.stem).PRESETS:
+                yield path.stem, [f"--preset={preset}"]
+    yield "dcgan", ["--width=32"]
+    yield "dcgan", ["--preset=shapes", "--data=photos/"]
+    yield "dcgan", ["--preset=shapes", "--lr=0.001"]  # the preset's rate, without its --lr-d
+    yield "dcgan", ["--preset=food-noise", "--epochs=50"]  # the default, but the preset has steps
+    yield "dcgan", ["--preset=best", "--no-flip", "--lr-d=0.001"]
+    yield "cgan", ["--preset=animals", "--lr=0.001"]  # what --preset shapes has
+    yield "ddpm", ["--data=photos/", "--dims", "64", "768"]
+
+
+@pytest.mark.parametrize("stem, words", list(commands()), ids=str)
+def test_the_command_trains_such_a_run(stem, words):
+    def flags(words):
+        parsed = dict(vars(training.load_script(stem).parse_args([*words, "--dry-run"])[0]))
+        return {name: parsed[name] for name in parsed.keys() - {"defaults", "dry_run", "resume"}}
+
+    run = flags(words)
+    program, script, *shown = shlex.split(page.command({"script": stem, "flags": run}))
+    assert (program, script) == ("python", f"{stem}.py")
+    assert flags(shown) == run
+    if words == ["--preset=shapes"]:
+        assert not shown
+    elif len(words) == 1:
+        assert shown == words
 
 
 def test_nothing_comes_from_elsewhere(tmp_path):

@@ -65,7 +65,7 @@ def test_help_in_groups(capsys):
     for line in (
         "--data NAME|PATH a folder", "images in an update [128]", "[shapes] --size {16,32,64",
         "0: all [0]", "of all randomness [0]", "0: none [0.0]", "at each step [1.0]",
-        "[768 2048] --weights FILE", "a report: shapes, cats [shapes for --data shapes]",
+        "[768 2048] --weights FILE", "of defaults: shapes, cats [shapes for --data shapes]",
     ):  # fmt: skip
         assert line in words
     groups = ["\ndata:", "\ntraining:", "\nrun:", "\nevaluation:", "\nexamples:"]
@@ -89,6 +89,9 @@ def test_changed_flags():
     # the length counts in the unit that is in force
     assert changed("--steps=3") == changed("--steps=3", "--epochs=2") == ["--steps=3"]
     assert changed("--epochs=50") == ["--epochs=50"]  # the default, but the preset has steps
+    # so does the rate that is typed, even where it is the preset's: its lr_d no longer counts
+    assert changed("--lr=0.2") == ["--lr=0.2"]
+    assert changed("--lr=0.2", "--lr-d=0.5") == []
 
 
 def test_what_hides_the_number_of_a_report():
@@ -167,15 +170,16 @@ def test_set_lr_and_scalar():
 # ----------------------------------------------------------------------------------------- models
 
 
-def test_recounted_statistics():
-    """Against means and variances of batches of 100, computed by hand."""
+@pytest.mark.parametrize("count, size", [(200, 100), (201, 67), (60, 60)])
+def test_recounted_statistics(count, size):
+    """Against means and variances of batches, computed by hand. No batch is of one image alone."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)).eval()
     model(torch.randn(7, 2, 5, 5))
     model[1].running_mean.fill_(9)  # of other weights
-    x = torch.randn(250, 2, 5, 5) * 2 + 1
+    x = torch.randn(count, 2, 5, 5) * 2 + 1
     training.recount_statistics(model, [x])
-    batches = [model[0](part).transpose(0, 1).flatten(1) for part in x.split(100)]
+    batches = [model[0](part).transpose(0, 1).flatten(1) for part in x.split(size)]
     means = torch.stack([batch.mean(1) for batch in batches])
     variances = torch.stack([batch.var(1) for batch in batches])
     torch.testing.assert_close(model[1].running_mean, means.mean(0))
