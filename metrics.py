@@ -84,7 +84,7 @@ from inception import (
     real_features,
     require,
 )
-from sources import InputError, new_parser, number, printable, run_program, short, write_text
+from sources import InputError, new_parser, number, printable, run_program, write_text
 
 # ------------------------------------------------------------------------------------------- FID
 
@@ -1419,7 +1419,7 @@ def write_into_run(side, result):
         if (run / "report.html").exists():
             datasets.say_once(f'metrics.py: python report.py "{printable(run)}" updates its page')
     except OSError as error:
-        note(f"the results are not in {path}: {short(error)}")
+        note(f"the results are not kept: {error}")
 
 
 def main(argv=None):

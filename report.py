@@ -132,7 +132,7 @@ def read_json(path, advice):
 
 def reason(problem):
     """In one line, why a picture cannot be made."""
-    if isinstance(problem, InputError):
+    if isinstance(problem, (InputError, OSError)):
         return str(problem)
     return f"the files of the run do not fit together ({type(problem).__name__}: {short(problem)})"
 
