@@ -427,7 +427,8 @@ def next_steps(run, last):
         steps.append((words, "Train for as many steps again"))
     items = []
     for words, purpose in steps:
-        items.append(f"<li>{purpose}<pre>{text(shlex.join(['python', *words]))}</pre></li>")
+        if Path(__file__).with_name(words[0]).is_file():
+            items.append(f"<li>{purpose}<pre>{text(shlex.join(['python', *words]))}</pre></li>")
     return f"<section><h2>What to try next</h2><ul class='next'>{''.join(items)}</ul></section>"
 
 
