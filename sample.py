@@ -123,13 +123,12 @@ def check_target(args, size):
     it means a folder. size: of an image, in pixels."""
     text = args.to or ("generated.png" if args.interpolate is None else "interpolation.png")
     args.to = Path(text)
-    slash = text.endswith(("/", os.sep))
     args.to_folder = not text.lower().endswith(".png")
     if args.to_folder:
         if args.interpolate is not None:
             raise InputError(f"--to {text}: walks make one picture, so give a FILE.png")
-        of_files = {".npz", ".zip", *Image.registered_extensions()}
-        if not slash and not args.to.is_dir() and args.to.suffix.lower() in of_files:
+        of_a_file = re.fullmatch(r"\.[^\W\d]\w*|\.7z", args.to.suffix)  # not that of run1.5
+        if of_a_file and not text.endswith(("/", os.sep)) and not args.to.is_dir():
             raise InputError(f"--to {text}: give a FILE.png for one grid, or a folder and a slash")
         check_output(args.to / "made_by.json")
         return

@@ -233,7 +233,7 @@ def test_an_interrupted_folder_goes_on(tiny, name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "target", ["samples_v1.0/", "samples_v1.0", "grid.png/", "deep/1.5/", "there_0.5", "."]
+    "target", ["samples_v1.0/", "samples_v1.0", "x.txt/", "run1.5x", ".hidden", "grid.png/", "deep/1.5/", "there_0.5", "."]
 )
 def test_what_is_a_folder(tiny, target, monkeypatch):
     """A slash or an existing folder; a dot in its name means nothing."""
@@ -415,6 +415,8 @@ def test_help_without_a_run(capsys):
      ("r --interpolate 3 --walk images", "can walk spherical, linear, classes"),
      ("r --interpolate 3 --data tiny.npz", "goes with --walk images"),
      ("r --to grid.jpg", "FILE.png for one grid"), ("r --to tiny.npz", "FILE.png for one grid"),
+     ("r --to x.txt", "FILE.png for one grid"), ("r --to x.tar.7z", "FILE.png for one grid"),
+     ("r --to a.b/x.MP4", "FILE.png for one grid"), ("r --to x.png.bak", "a folder and a slash"),
      ("r --to taken.png", "is a folder"), ("r --to tiny.npz/g.png", "'tiny.npz' is a file"),
      ("r --to tiny.npz/", "'tiny.npz' is a file"), ("r --to pipe.png", "not a regular file"),
      ("r --to tiny.npz/a/b/", "'tiny.npz' is a file"), ("r --to pipe", "'pipe' is a file"),
