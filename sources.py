@@ -94,8 +94,9 @@ def explanation(error):
         return str(error)
     if isinstance(error, NotImplementedError) and "MPS" in str(error):
         return f"{short(error)} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
-    words = f"not enough memory ({short(error)}): take a smaller --batch, --size or --width"
-    return words if out_of_memory(error) else None
+    # programs have different flags for these: --batch, --size, --width, --latent-dim, ...
+    advice = "use a smaller batch, smaller images or a smaller model"
+    return f"not enough memory ({short(error)}): {advice}" if out_of_memory(error) else None
 
 
 def interrupt_again(problem):

@@ -41,7 +41,7 @@ def alone(here, name, image, fit="crop", **options):
 
 # ---------------------------------------------------------------------------------- programs
 
-SMALLER = "take a smaller --batch, --size or --width"
+SMALLER = "use a smaller batch, smaller images or a smaller model"
 
 
 @pytest.mark.parametrize(
