@@ -669,7 +669,7 @@ def test_a_grid_of_as_many_as_asked(whole):
 @pytest.mark.parametrize(
     "log, words",
     [(None, "no rows"), ("", "no rows"), ("step,loss_g\n", "no rows"),
-     ("step,loss_g\n1,x\n", "damaged")],
+     ("step,loss_g\n1,x\n", "is damaged: none of its rows is whole; put a copy back")],
 )  # fmt: skip
 def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     run = make_run(tmp_path / "run", steps=[0, 10], log=False)
@@ -678,6 +678,7 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     assert names(report.report(run)) == [*PLOTS[1:], PAGE]
     first, second = capsys.readouterr().err.splitlines()
     assert "no losses.png" in first and words in first and "no checkpoint" in second
+    assert ("train for longer" in first) == (words == "no rows")
 
 
 def test_a_run_without_samples_and_histograms(tmp_path, capsys):
