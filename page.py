@@ -488,7 +488,8 @@ def run_page(run):
     plots = []
     for columns in run.panels:
         found = [run.curves[column] for column in columns]
-        title = "loss" if columns[0].startswith("loss_") else found[0].title
+        titles = ", ".join(curve.title for curve in found)
+        title = "loss" if columns[0].startswith("loss_") else titles
         ring = run.best[1:] if run.best and run.best[0] in columns else ()
         curves = [(curve.title, index, curve) for index, curve in enumerate(found)]
         plots.append((title, curves, ring))

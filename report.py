@@ -345,7 +345,7 @@ def draw_losses(folder, args):
                 fid = [log[name][best[1]]]
                 axis.plot([step], fid, label=f"best: step {step:,.0f}, {fid[0]:.2f}", **RING)
         draw_panel(axis, curves, fid)
-        kind = "loss" if names[0].startswith("loss_") else column_title(names[0])
+        kind = "loss" if names[0].startswith("loss_") else ", ".join(map(column_title, names))
         axis.set_ylabel(kind, parse_math=False)
         axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     axes[-1].set_xlabel("step")
