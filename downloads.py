@@ -36,7 +36,7 @@ from torchvision.datasets.utils import check_integrity
 from tqdm import tqdm
 
 from folders import MAX_FILE, from_files, is_image
-from sources import InputError, Source, array_source, locked, short
+from sources import InputError, Source, array_source, locked, short, writing
 
 DOWNLOADS = Path("data") / "downloads"
 
@@ -177,7 +177,7 @@ def append(reply, partial, start, total):
     mode = "ab" if start else "wb"
     name = partial.stem
     bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None)
-    with open(partial, mode) as file, bar:
+    with writing(partial), open(partial, mode) as file, bar:
         while True:
             try:
                 chunk = reply.read1(2**16)

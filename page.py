@@ -427,7 +427,8 @@ def next_steps(run, last):
         steps.append((words, "Train for as many steps again"))
     items = []
     for words, purpose in steps:
-        items.append(f"<li>{purpose}<pre>{text(shlex.join(['python', *words]))}</pre></li>")
+        if Path(__file__).with_name(words[0]).is_file():
+            items.append(f"<li>{purpose}<pre>{text(shlex.join(['python', *words]))}</pre></li>")
     return f"<section><h2>What to try next</h2><ul class='next'>{''.join(items)}</ul></section>"
 
 
@@ -487,7 +488,8 @@ def run_page(run):
     plots = []
     for columns in run.panels:
         found = [run.curves[column] for column in columns]
-        title = "loss" if columns[0].startswith("loss_") else found[0].title
+        titles = ", ".join(curve.title for curve in found)
+        title = "loss" if columns[0].startswith("loss_") else titles
         ring = run.best[1:] if run.best and run.best[0] in columns else ()
         curves = [(curve.title, index, curve) for index, curve in enumerate(found)]
         plots.append((title, curves, ring))

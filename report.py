@@ -132,7 +132,7 @@ def read_json(path, advice):
 
 def reason(problem):
     """In one line, why a picture cannot be made."""
-    if isinstance(problem, InputError):
+    if isinstance(problem, (InputError, OSError)):
         return str(problem)
     return f"the files of the run do not fit together ({type(problem).__name__}: {short(problem)})"
 
@@ -152,8 +152,11 @@ def read_rows(path):
     out, and one line says so."""
     rows, damaged = parse_log(path)
     if not rows:
-        problem = "is damaged: none of its rows is whole" if damaged else "has no rows yet"
-        raise InputError(f"{path.name} {problem}; train for longer")
+        problem = "has no rows yet; train for longer"
+        if damaged:
+            advice = "put a copy back, or train on: --resume begins a new one"
+            problem = f"is damaged: none of its rows is whole; {advice}"
+        raise InputError(f"{path.name} {problem}")
     if damaged:
         print(f"{printable(path)}: {damaged} damaged rows are left out", file=sys.stderr)
     return rows
@@ -173,9 +176,10 @@ def read_weights(folder):
                 steps = layers.setdefault((row["network"], row["layer"]), {})
                 steps[int(row["step"])] = histogram
     except (ValueError, KeyError) as error:
-        raise InputError(f"weights.csv is damaged ({error})") from None
+        raise InputError(f"weights.csv is damaged ({error}); put a copy back") from None
     if not layers:
-        raise InputError("weights.csv is damaged: none of its rows has 50 counts")
+        problem = "is damaged: none of its rows has 50 counts"
+        raise InputError(f"weights.csv {problem}; put a copy back")
     return layers
 
 
@@ -341,7 +345,7 @@ def draw_losses(folder, args):
                 fid = [log[name][best[1]]]
                 axis.plot([step], fid, label=f"best: step {step:,.0f}, {fid[0]:.2f}", **RING)
         draw_panel(axis, curves, fid)
-        kind = "loss" if names[0].startswith("loss_") else column_title(names[0])
+        kind = "loss" if names[0].startswith("loss_") else ", ".join(map(column_title, names))
         axis.set_ylabel(kind, parse_math=False)
         axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     axes[-1].set_xlabel("step")

@@ -12,7 +12,8 @@
 
 RUN, a run directory or a checkpoint (.pt), comes first. --to means a picture if it ends in .png,
 else a folder; with a slash at the end it is always a folder. Image k depends on the seed and on k
-only, and is written as soon as it is made. If you stop a folder, the same command goes on with it.
+only, and is written as soon as it is made. If you stop a folder, the same command goes on with it,
+and a larger --count adds images to it.
 In the folder of a conditional model, each class has a sub-folder. Some models have sampling flags
 of their own, such as --guidance: `python sample.py RUN --help` lists them.
 
@@ -105,8 +106,7 @@ def check(args, script, classes):
     if args.class_name is not None and not classes:
         raise InputError("this model makes images without classes: leave out --class")
     if args.class_name is not None and printable(args.class_name) not in classes:
-        names = ", ".join(classes)
-        raise InputError(f"no class '{args.class_name}': this model knows {names}")
+        raise InputError(f"no class '{args.class_name}': this model knows {', '.join(classes)}")
     if args.interpolate is None:
         if args.walk or args.data:
             raise InputError("--walk and --data go with --interpolate N")
@@ -123,13 +123,12 @@ def check_target(args, size):
     it means a folder. size: of an image, in pixels."""
     text = args.to or ("generated.png" if args.interpolate is None else "interpolation.png")
     args.to = Path(text)
-    slash = text.endswith(("/", os.sep))
     args.to_folder = not text.lower().endswith(".png")
     if args.to_folder:
         if args.interpolate is not None:
             raise InputError(f"--to {text}: walks make one picture, so give a FILE.png")
-        of_files = {".npz", ".zip", *Image.registered_extensions()}
-        if not slash and not args.to.is_dir() and args.to.suffix.lower() in of_files:
+        of_a_file = re.fullmatch(r"\.[^\W\d]\w*|\.7z", args.to.suffix)  # not that of run1.5
+        if of_a_file and not text.endswith(("/", os.sep)) and not args.to.is_dir():
             raise InputError(f"--to {text}: give a FILE.png for one grid, or a folder and a slash")
         check_output(args.to / "made_by.json")
         return
@@ -256,13 +255,18 @@ def digest(model):
     return result.hexdigest()[:16]
 
 
-def check_folder(folder, note):
-    """Check that a folder is empty or was begun by the same command. note: of its made_by.json."""
+def check_folder(folder, note, count):
+    """Check that a folder is empty, or was begun by the same command and has no more images than
+    `count`: programs that read it, such as metrics.py, take all. note: of its made_by.json."""
     path = folder / "made_by.json"
     if path.is_file():
         if path.read_text(encoding="utf-8", errors="replace") != note:
             words = "holds other files, of another model, seed or flags (see made_by.json)"
             raise InputError(f"'{folder}' {words}: choose another --to")
+        last = max([int(p.stem) for p in folder.glob("**/*.png") if p.stem.isdecimal()], default=0)
+        if last >= count:
+            words = f"holds images up to {last:05d}.png"
+            raise InputError(f"'{folder}' {words}: give --count {last + 1}, or choose another --to")
         remove_half_written(folder)
     elif any(file.suffix != ".tmp" for file in folder.glob("*")):
         raise InputError(f"'{folder}' holds other files: choose another --to")
@@ -276,14 +280,15 @@ def is_whole(path):
 def fill_folder(args, script, model, checkpoint, classes, sampling):
     """Write image k to <folder>[/<class>]/<k>.png, those that are not there yet.
 
-    sampling: more arguments for the script's generate().
+    sampling: more arguments for the script's generate(). Returns how many it has written.
     """
     made_by = {"script": script.SCRIPT, "step": checkpoint["step"], "weights": digest(model)}
     note = json.dumps({**made_by, "seed": args.seed, **sampling}, indent=1)
-    check_folder(args.to, note)
+    check_folder(args.to, note, args.count)
     folders = [args.to / name for name in folder_names(classes)] or [args.to]
     chunk = CHUNK if next(model.parameters()).device.type == "cpu" else 8 * CHUNK
-    done = 0
+    already = 0  # there from before
+    written = 0
     try:
         for first in tqdm(range(0, args.count, chunk), unit=f"x {chunk} images", disable=None):
             count = min(chunk, args.count - first)
@@ -292,21 +297,23 @@ def fill_folder(args, script, model, checkpoint, classes, sampling):
                 labels = script.asked_labels(model, count, args.seed, first).tolist()
             paths = [folders[label] / f"{k:05d}.png" for k, label in enumerate(labels, first)]
             missing = [k for k, path in enumerate(paths) if not is_whole(path)]
-            done += count - len(missing)
+            already += count - len(missing)
             if not missing:
                 continue
             images = script.generate(model, count, args.seed, first, **sampling)
             if first == 0:  # not before: generate() may refuse a flag
                 args.to.mkdir(parents=True, exist_ok=True)
-                check_folder(args.to, note)  # again: another program may have begun meanwhile
+                # again: another program may have begun meanwhile
+                check_folder(args.to, note, args.count)
                 write_text(args.to / "made_by.json", note)
             for k in missing:
                 datasets.save_picture(datasets.grid(images[k : k + 1]), paths[k])
-                done += 1
+                written += 1
     except KeyboardInterrupt:
-        words = f"stopped: {done} of {args.count} images are in {printable(args.to)}"
+        words = f"stopped: {already + written} of {args.count} images are in {printable(args.to)}"
         print(f"{words}; the same command goes on with it", file=sys.stderr)
         raise
+    return written
 
 
 def main(argv=None):
@@ -317,13 +324,13 @@ def main(argv=None):
     sampling = {}  # what goes to generate() and walk() besides the usual
     if args.class_name is not None:
         sampling["label"] = classes.index(printable(args.class_name))
-    for name in getattr(script, "SAMPLING", {}):
-        value = getattr(args, name)
-        if value is not None:
-            sampling[name] = value
+    given = {name: getattr(args, name) for name in getattr(script, "SAMPLING", {})}
+    sampling |= {name: value for name, value in given.items() if value is not None}
     if args.to_folder:
-        fill_folder(args, script, model, checkpoint, classes, sampling)
-        words = f"wrote {args.count} images to {printable(args.to)}"
+        written = fill_folder(args, script, model, checkpoint, classes, sampling)
+        words = f"wrote {written} images to {printable(args.to)}"
+        if written < args.count:
+            words += f"; {args.count - written} were there already"
     else:
         if args.interpolate is not None:
             picture = walk_grid(args, script, model, checkpoint, classes, sampling)

@@ -80,26 +80,23 @@ def out_of_memory(error):
     # torch.save, when its buffer cannot grow; threading
     phrases += ["unexpected pos", "can't start new thread"]
     phrases += ["Storage size calculation overflowed", "integer multiplication overflow"]
-    too_large = isinstance(error, (MemoryError, OverflowError))
-    return too_large or any(phrase in str(error) for phrase in phrases)
+    return isinstance(error, (MemoryError, OverflowError)) or any(p in str(error) for p in phrases)
 
 
 def lost_a_process(error):
     """Whether an exception comes from talking to another process that has ended."""
-    if WORLD == 1:
-        return False
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return WORLD > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error))
 
 
 def explanation(error):
     """One line that tells the user about an exception, or None for a mistake in the program."""
-    if isinstance(error, InputError):
+    if isinstance(error, (InputError, OSError)):
         return str(error)
     if isinstance(error, NotImplementedError) and "MPS" in str(error):
         return f"{short(error)} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
-    if not isinstance(error, OSError) and out_of_memory(error):
-        return f"not enough memory ({short(error)}): take a smaller --batch, --size or --width"
-    return short(error) if isinstance(error, OSError) else None
+    # programs have different flags for these: --batch, --size, --width, --latent-dim, ...
+    advice = "use a smaller batch, smaller images or a smaller model"
+    return f"not enough memory ({short(error)}): {advice}" if out_of_memory(error) else None
 
 
 def interrupt_again(problem):
@@ -183,7 +180,7 @@ def filled(text):
 
 
 def check_output(path):
-    """Before the slow work: InputError (or OSError) unless a file can be written at this path.
+    """Before the slow work: InputError or OSError unless a file can be written at this path.
 
     Folders that are missing are made later.
     """
@@ -196,11 +193,9 @@ def check_output(path):
     if not folder.is_dir():
         raise InputError(f"'{path}' cannot be written: '{folder}' is a file")
     trial = folder / f"{path.name}.{os.getpid()}.tmp"  # as write_atomic will do
-    try:
+    with writing(path):
         open(trial, "xb").close()
         trial.unlink()
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written ({error.strerror})") from None
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -266,6 +261,15 @@ def leave(code):
 # --------------------------------------------------------------------------------------- files
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Turn an OSError into one that names this file. That of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"'{path}' cannot be written ({error.strerror or short(error)})") from None
+
+
 def write_atomic(path, write):
     """Call write(temporary path), then rename the result to `path`.
 
@@ -274,7 +278,7 @@ def write_atomic(path, write):
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
-        with contextlib.ExitStack() as stack:
+        with writing(path), contextlib.ExitStack() as stack:
             if os.name != "nt":  # there, nobody can remove an open file
                 try_lock(stack.enter_context(open(temporary, "wb")))
             write(temporary)
@@ -393,7 +397,7 @@ class Log:
         if new:
             self.columns += new
             self.rewrite(read_log(self.path))
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
 
     def rewrite(self, rows):

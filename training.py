@@ -951,8 +951,9 @@ class Run:
             files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
             self.write_args(finished=self.step, files=sorted(files))
             path = shlex.quote(sources.printable(self.path))
-            print(f"\ntry next: python sample.py {path} --count 64 --to grid.png")
-            print(f"          {START} {self.script}.py --resume {path} --steps {2 * self.step}")
+            print(f"\ntry next: {START} {self.script}.py --resume {path} --steps {2 * self.step}")
+            if Path(__file__).with_name("sample.py").is_file():
+                print(f"          python sample.py {path} --count 64 --to grid.png")
 
     def notice(self, number, _):
         """The signal handler. The step in progress ends first; then should_stop() is true.
@@ -1165,8 +1166,7 @@ def read_checkpoint(path):
             warnings.simplefilter("ignore")  # of what it is, if it is no checkpoint
             checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # RuntimeError, UnpicklingError, EOFError, ...
-        unreadable = isinstance(error, OSError) and error.filename
-        if unreadable or out_of_memory(error):
+        if getattr(error, "filename", None) or out_of_memory(error):  # it cannot be read
             raise
         # not torch's own words: they advise to read it without weights_only
         raise InputError(f"'{path}' is damaged or no checkpoint") from None

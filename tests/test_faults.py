@@ -617,12 +617,13 @@ def test_a_full_disk_at_each_kind_of_file(copy, capsys, monkeypatch, name):
 
     def full(source, target):
         if Path(target).name == name:
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+            raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        assert "No space left" in resume_error(capsys, "vae_mlp", path)
+        words = f"{name}' cannot be written (No space left on device)"
+        assert words in resume_error(capsys, "vae_mlp", path)
     assert training.read_checkpoint(path)["step"] >= 5 and not list(path.rglob("*.tmp"))
     run("vae_mlp", "--resume", str(path))
     assert training.read_checkpoint(path)["step"] == 8 and steps(path) == list("2468")
@@ -631,14 +632,19 @@ def test_a_full_disk_at_each_kind_of_file(copy, capsys, monkeypatch, name):
 def test_a_full_disk_in_the_middle_of_a_row(copy, capsys, monkeypatch):
     path = copy("vae_mlp")
 
+    writerows = sources.csv.DictWriter.writerows
+
     def half(self, rows):
+        if len(rows) > 1:  # not the next row, but those of before, in memory
+            return writerows(self, rows)
         with open(path / "log.csv", "a") as file:
             file.write("6,0.5,1")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(sources.csv.DictWriter, "writerows", half)
-        assert "No space left" in resume_error(capsys, "vae_mlp", path)
+        words = "log.csv' cannot be written (No space left on device)"
+        assert words in resume_error(capsys, "vae_mlp", path)
     run("vae_mlp", "--resume", str(path))
     assert steps(path) == list("2468")
 

@@ -29,7 +29,7 @@ BUDGETS = {  # file: the most code lines
     "metrics.py": 952,
     "inception.py": 260,
     "neighbours.py": 150,
-    "sample.py": 245,
+    "sample.py": 248,
     "report.py": 800,
     "page.py": 420,
     "augment.py": 576,

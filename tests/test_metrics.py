@@ -1470,7 +1470,7 @@ def test_results_lie_in_the_run_from_within_it(two_sets, here, run, script, eval
     assert list(results_in(here / "r/kept")) == ["metrics-7-real.json"]
 
 
-def test_a_page_that_lacks_new_results(two_sets, here, script, evaluated, capsys):
+def test_a_page_that_lacks_new_results(two_sets, here, script, evaluated, capsys, monkeypatch):
     """One line per run says how its page gets them; none where there is no page."""
     (here / "a run").mkdir()
     for name, step in ("best.pt", 3), ("last.pt", 7):
@@ -1480,6 +1480,10 @@ def test_a_page_that_lacks_new_results(two_sets, here, script, evaluated, capsys
     metrics.main(argv)
     assert capsys.readouterr().err == ""
     (here / "a run/report.html").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "__file__", str(here / "metrics.py"))  # no report.py next to it
+        metrics.main(argv)
+    assert capsys.readouterr().err == ""
     metrics.main(argv)
     command = f'python report.py "{here / "a run"}"'
     assert capsys.readouterr().err == f"metrics.py: {command} updates its page\n"

@@ -107,6 +107,18 @@ def test_a_whole_run(tmp_path, capsys):
     assert "extremes.png" not in source and "--extremes" in found.words
 
 
+def test_the_page_names_programs_that_are_there(tmp_path, monkeypatch):
+    """page.py may lie next to a copied script without the other tools."""
+    run = make_run(tmp_path / "run", classes=["cat", "dog"], script="cgan")
+    (run / "last.pt").touch()
+    for name in ("cgan.py", "report.py"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(page, "__file__", str(tmp_path / "page.py"))
+    monkeypatch.setattr(page, "page", lambda name, parts, data: parts[-1])
+    _, found = page_of(run)
+    assert set(re.findall(r"python (\w+\.py)", found.words)) == {"cgan.py", "report.py"}
+
+
 def commands():
     """Scripts with the flags of a run: every preset, and some presets changed."""
     for path in sorted(ROOT.glob("*.py")):

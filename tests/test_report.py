@@ -197,6 +197,21 @@ def test_losses_of_other_scripts(tmp_path):
         assert picture.height > 700  # three panels: reconstruction, kl, fid
 
 
+def test_a_panel_and_a_chart_are_titled_with_all_that_they_show(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", log=False)
+    (run / "log.csv").write_text(
+        "step,loss_d_real,loss_d_fake,class_real,class_fake,noise\n1,3,2,0.5,0.6,1\n2,1,2,0.4,1,1\n"
+    )
+    monkeypatch.setattr(report, "figure_png", lambda figure: figure)
+    figure = report.draw_losses(run, report.read_run(run))
+    labels = [axis.get_ylabel() for axis in figure.axes]
+    assert labels == ["loss", "class real, class fake", "noise"]
+    page = training.tool("page")
+    html = report.draw_page(page, run, report.read_run(run)).decode("utf-8")
+    for label in labels:
+        assert f">{label}<" in html
+
+
 @pytest.fixture
 def trained(tiny, no_plots):
     """trained(*flags) trains dcgan.py in the directory "r" and returns its histograms."""
@@ -669,7 +684,7 @@ def test_a_grid_of_as_many_as_asked(whole):
 @pytest.mark.parametrize(
     "log, words",
     [(None, "no rows"), ("", "no rows"), ("step,loss_g\n", "no rows"),
-     ("step,loss_g\n1,x\n", "damaged")],
+     ("step,loss_g\n1,x\n", "is damaged: none of its rows is whole; put a copy back")],
 )  # fmt: skip
 def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     run = make_run(tmp_path / "run", steps=[0, 10], log=False)
@@ -678,6 +693,7 @@ def test_a_log_that_cannot_be_drawn(tmp_path, capsys, log, words):
     assert names(report.report(run)) == [*PLOTS[1:], PAGE]
     first, second = capsys.readouterr().err.splitlines()
     assert "no losses.png" in first and words in first and "no checkpoint" in second
+    assert ("train for longer" in first) == (words == "no rows")
 
 
 def test_a_run_without_samples_and_histograms(tmp_path, capsys):

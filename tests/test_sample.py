@@ -233,8 +233,10 @@ def test_an_interrupted_folder_goes_on(tiny, name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "target", ["samples_v1.0/", "samples_v1.0", "grid.png/", "deep/1.5/", "there_0.5", "."]
-)
+    "target",
+    ["samples_v1.0/", "samples_v1.0", "grid.png/", "deep/1.5/", "there_0.5", ".",
+     "x.txt/", "run1.5x", ".hidden"],
+)  # fmt: skip
 def test_what_is_a_folder(tiny, target, monkeypatch):
     """A slash or an existing folder; a dot in its name means nothing."""
     train("dcgan", str(tiny / "r"))
@@ -286,6 +288,20 @@ def test_another_command_on_a_folder_is_refused(tiny, other, capsys):
     before = files(tiny / "images")
     assert "holds other files" in error_of(capsys, f"{other} --count 5 --to images")
     assert files(tiny / "images") == before
+
+
+def test_a_folder_never_holds_more_than_was_asked_for(tiny, capsys):
+    """metrics.py would measure all that is in it. What was there is not said to be written."""
+    train("cgan")
+    run("r --class b --count 5 --to s/bees/")
+    assert "wrote 5 images to s/bees\n" in capsys.readouterr().out
+    before = files(tiny / "s")
+    error = error_of(capsys, "r --class b --count 3 --to s/bees/")
+    assert "'s/bees' holds images up to 00004.png: give --count 5, or choose another" in error
+    assert files(tiny / "s") == before
+    for count, words in (5, "wrote 0 images to s/bees; 5 were"), (7, "wrote 2 images to s/bees; 5"):
+        run(f"r --class b --count {count} --to s/bees/")
+        assert words in capsys.readouterr().out and len(files(tiny / "s")) == count
 
 
 def test_another_program_begins_the_folder_meanwhile(tiny, monkeypatch, capsys):
@@ -415,6 +431,8 @@ def test_help_without_a_run(capsys):
      ("r --interpolate 3 --walk images", "can walk spherical, linear, classes"),
      ("r --interpolate 3 --data tiny.npz", "goes with --walk images"),
      ("r --to grid.jpg", "FILE.png for one grid"), ("r --to tiny.npz", "FILE.png for one grid"),
+     ("r --to x.txt", "FILE.png for one grid"), ("r --to x.tar.7z", "FILE.png for one grid"),
+     ("r --to a.b/x.MP4", "FILE.png for one grid"), ("r --to x.png.bak", "a folder and a slash"),
      ("r --to taken.png", "is a folder"), ("r --to tiny.npz/g.png", "'tiny.npz' is a file"),
      ("r --to tiny.npz/", "'tiny.npz' is a file"), ("r --to pipe.png", "not a regular file"),
      ("r --to tiny.npz/a/b/", "'tiny.npz' is a file"), ("r --to pipe", "'pipe' is a file"),

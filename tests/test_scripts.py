@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -812,6 +813,7 @@ def test_a_renamed_and_changed_copy(tiny, name):
     first = ok("mygan.py", *flags, "--steps", "4", "--eval-every", "4")
     lines = [line.split(":")[0] for line in first.stderr.splitlines()]
     assert lines == ["metrics.py is not used", "report.py is not used"]
+    assert re.findall(r"\w+\.py", first.stdout.split("try next: ")[1]) == ["mygan.py"]
     ok("mygan.py", "--resume", "--steps", "8")
     ok("mygan.py", *flags, "--steps", "8", "--out", "whole")
     assert_same("whole", "runs/mygan-tiny-1")

@@ -41,7 +41,7 @@ def alone(here, name, image, fit="crop", **options):
 
 # ---------------------------------------------------------------------------------- programs
 
-SMALLER = "take a smaller --batch, --size or --width"
+SMALLER = "use a smaller batch, smaller images or a smaller model"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,25 @@ def test_a_file_is_whole_or_as_before(here):
     assert os.listdir() == ["f"] and Path("f").read_text() == "old"
     sources.write_text("f", "n\u00e9w")
     assert os.listdir() == ["f"] and Path("f").read_bytes() == "n\u00e9w".encode()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file size limits are POSIX")
+def test_a_full_disk_names_the_file(here, capsys):
+    """However long its name is. What cannot be written stays as it was."""
+    import resource
+
+    path = here / ("deep/" * 40) / "last.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(SystemExit):
+            run_program(lambda: sources.write_bytes(path, bytes(10_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"'{path}' cannot be written (File too large)" in capsys.readouterr().err
+    assert os.listdir(path.parent) == ["last.pt"] and path.read_bytes() == b"old"
 
 
 def test_a_lock_refuses_or_waits_and_says_so_once(here, monkeypatch, capsys):
