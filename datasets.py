@@ -351,9 +351,11 @@ def require_labels(data, source):
 
 
 def class_words(classes, counts):
-    """In words, how many images the classes have, the first ten of them by name."""
+    """In words, how many images the classes have, the first ten of them by name.
+
+    A single class is how a script says that its model takes no notice of classes."""
     if len(classes) < 2:
-        return "no classes"
+        return "all images count as one class" if classes else "no classes"
     words = [f"{printable(name, 40)} {count}" for name, count in zip(classes, counts, strict=True)]
     more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
     return f"{len(classes)} classes: {', '.join(words[:10])}{more}"
