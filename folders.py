@@ -238,10 +238,11 @@ def archive_source(members, open_member, path, notes):
     clean = {}
     outside = []
     for name, size, member in members:
-        parts = name.replace("\\", "/").split("/")  # some programs on Windows pack such names
+        parts = re.split(r"[/\\]", name)  # some programs on Windows pack names with backslashes
         plain = "/".join(part for part in parts if part not in ("", "."))
-        if ".." in parts:
-            outside.append(name)
+        if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", name):
+            if parts[-1]:  # else a folder, which holds nothing by itself
+                outside.append(name)
         elif plain and not is_hidden(plain):
             clean.setdefault(plain if parts[-1] else f"{plain}/", []).append((size, member))
     if outside:
@@ -325,8 +326,6 @@ def from_files(names, read, path, tables=None, notes=()):
     names: with "/" between folders; read(i) opens names[i]; path: where they lie, for messages;
     tables: {name: what parse_table gives}; notes: lines for Source.unused. See docs/data.md.
     """
-    if not names:
-        raise InputError(f"no images in '{printable(path)}'")
     notes = list(notes)
     keys, splits = read_folders(names, notes)
     if tables:

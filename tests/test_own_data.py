@@ -1285,6 +1285,34 @@ def test_archives_of_several_files_with_one_name(here, kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../e.png", "..\\e.png", "a/../../e.png", "C:\\x\\e.png", "c:/x/e.png", "C:e.png"]
+    + ["/etc/e.png", "//server/e.png", "\\\\server\\x\\e.png", "\\e.png"],
+)
+def test_names_that_lead_out_of_an_archive(here, kind, name):
+    """Such a folder is no class, and the line counts files only."""
+    path = here / f"x.{kind}"
+    names = [*tree("cat/1-3 dog/1-2"), name]
+    names += [name[:-5]] if name[-6] in "/\\" else []
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in names:
+                archive.writestr(zipfile.ZipInfo(file), PNG)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for file in names:
+                info = tarfile.TarInfo(file)
+                info.type = tarfile.REGTYPE if file.endswith("png") else tarfile.DIRTYPE
+                info.size = len(PNG) if file.endswith("png") else 0
+                archive.addfile(info, io.BytesIO(PNG))
+    source = opened(path)
+    assert short_form(source) == TRAIN
+    words = "1 file outside the archive's own folder is not used"
+    assert source.unused == f"{path}: {words} (the first: '{name}')"
+
+
 def zip_bytes(**changes):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
