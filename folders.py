@@ -70,6 +70,8 @@ def path_source(path):
     if is_zip or name.endswith(".zip") or zipfile.is_zipfile(path):
         return file_stamp(path), lambda: zip_source(path)
     words = "is no folder, zip or .npz file, and no tar: unpack or convert it"
+    if is_image(path.name):
+        words = "is a single image: give the folder that it is in"
     raise InputError(f"'{printable(path)}' {words}")
 
 
@@ -92,7 +94,7 @@ def folder_source(path):
             raise ValueError(f"{files[names[i]].st_size} bytes")
         return path / names[i]
 
-    return stamp, lambda: files_source(names, open_file, image_path, path, notes)
+    return stamp, lambda: files_source(names, open_file, image_path, path, list(notes))
 
 
 def suffix(name):
@@ -273,7 +275,6 @@ def files_source(names, open_file, open_image, path, notes):
     images = []
     others = {}  # suffix: names
     folders = set()
-    notes = list(notes)
     for i, name in enumerate(names):
         ending = suffix(name)
         if name.endswith("/"):

@@ -1367,6 +1367,10 @@ def test_archives_that_are_refused(here):
             InputError, match="is no folder, zip or .npz file, and no tar: unpack or convert it"
         ):
             opened(name)
+    for name in ("x.png", "X.JPG"):
+        Path(name).write_bytes(PNG)
+        with pytest.raises(InputError, match="is a single image: give the folder that it is in"):
+            opened(name)
 
 
 @pytest.mark.parametrize(
