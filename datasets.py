@@ -49,6 +49,7 @@ from sources import (
     WORLD,
     InputError,
     check_output,
+    counted,
     file_stamp,
     locked,
     new_parser,
@@ -121,9 +122,8 @@ def load(name_or_path, size, split="train", fit="crop"):
     images = torch.from_numpy(pixels)
     labels = None if info["labels"] is None else torch.tensor(info["labels"])
     held_out = info["split"] is not None
-    data = Images(
-        images, labels, info["classes"], name, info["fingerprint"], held_out, info["note"]
-    )
+    classes = info["classes"]
+    data = Images(images, labels, classes, name, info["fingerprint"], held_out, info["note"])
     if split == "all" or (split == "train" and not data.held_out):
         return data
     if data.held_out:
@@ -504,17 +504,18 @@ class Batches:
 
     def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
         count = len(data.images)
+        # of a larger set, perhaps: see --hold-out and --limit-per-class
+        words = f"training uses {counted(data.images, 'image')} of '{data.name}'"
         if count < 2 * WORLD:
-            raise InputError(f"'{data.name}' has {count} images to train on, which is too few")
+            raise InputError(f"{words}, which is too few")
         if count < batch * WORLD:
             flag = "--batch" if WORLD == 1 else f"--batch times {WORLD} processes"
-            raise InputError(f"'{data.name}' has {count} images: {flag} must not be more than that")
+            raise InputError(f"{words}: {flag} must not be more than that")
         if balance and data.labels is None:
             raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
         self.batch = batch
         self.seed = seed
         self.device = torch.device(device)
-        self.classes = data.classes
         self.per_epoch = count // (batch * WORLD)
         self.drawn = 0
         self.class_rows = []  # to balance: the rows of each class

@@ -485,9 +485,9 @@ def title(path):
     return printable(path.resolve().name if path.is_dir() else path.stem.removesuffix(".tar"))
 
 
-def counted(names, noun):
+def counted(things, noun):
     """1 file, 2 files"""
-    return f"{len(names)} {noun}s" if len(names) > 1 else f"1 {noun}"
+    return f"{len(things)} {noun}" if len(things) == 1 else f"{len(things)} {noun}s"
 
 
 def left_out(names, noun, where="", rest="not used"):
@@ -860,7 +860,7 @@ def write_array(file, source, size, key, fit):
         values |= {int(pixels.min()), int(pixels.max())}
     digest.update(json.dumps([labels, shape, split]).encode())
     kinds = tally.peculiar.items()
-    remarks = [f"{len(names)} {words}; the first: {names[0]}" for words, names in kinds]
+    remarks = [f"{counted(names, 'image')} {what}; the first: {names[0]}" for what, names in kinds]
     if max(values) - min(values) < 16:
         words = f"every pixel of every image is from {min(values)} to {max(values)}"
         remarks.append(f"{words}, of 0 to 255: there is next to nothing to see")
@@ -897,7 +897,7 @@ def write_rows(file, source, size, key, fit, scales):
             pixels = square(image, size, fit, scales)
             remarks = peculiar(image, scales)
             if pixels.max() < 16:
-                remarks.append("images are all but black")
+                remarks.append("all but black")
             return pixels, natural_size, image.mode[:4], value_range(image), remarks
         except UnidentifiedImageError:  # whose own words name an object in memory
             return f"{source.names[i]}: damaged, or no image"
@@ -942,17 +942,17 @@ def value_range(image):
 
 
 def peculiar(image, scales):
-    """What somebody might not expect about an image, in words that follow a number."""
+    """What somebody might not expect about an image, in words that follow "3 images"."""
     remarks = []
     with contextlib.suppress(Exception):  # Pillow looks for a second image, and it may be damaged
         if getattr(image, "is_animated", False):
-            remarks.append("files hold several images, and only the first of each is used")
+            remarks.append("with several frames, of which only the first is used")
     mode = image.mode[:4]
     if mode in scales:
         low, high = scales[mode]
-        remarks.append(f"images of {DEEP[mode]}, where {low:g} to {high:g} become 0 to 255")
+        remarks.append(f"of {DEEP[mode]}, where {low:g} to {high:g} become 0 to 255")
         if not np.isfinite(np.asarray(image)).all():
-            remarks.append("images hold NaN, which becomes black, or infinite values")
+            remarks.append("with NaN, which becomes black, or infinite values")
     return remarks
 
 
