@@ -740,8 +740,7 @@ def parse_args(argv=None):
     parser.usage = "datasets.py [NAME|PATH] [flags]"
     add = parser.add_argument
     add("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
-    size = number(int, 8, 1025)
-    add("--size", type=size, default=64, metavar="N", help="side in pixels")
+    add("--size", type=number(int, 8, 1025), help="side in pixels [32 for small images, else 64]")
     add("--split", choices=["train", "test", "all"], default="train", help="which images")
     add("--fit", choices=FITS, default="crop", help="to make images square")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
@@ -762,6 +761,7 @@ def main(argv=None):
     if args.data is None:
         list_data()
         return
+    args.size = args.size or default_size(args.data)
     data = load(args.data, args.size, args.split, args.fit)
     if args.show:
         rows = shuffled(len(data.images), 0)[:64]

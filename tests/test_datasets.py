@@ -618,6 +618,16 @@ def test_show_and_count(here, capsys):
     assert "2250   75.0 %" in out and "750   25.0 %" in out and "3.00 times" in out
 
 
+@pytest.mark.parametrize("side, size", [(32, 32), (40, 64)])
+def test_the_command_line_takes_the_size_of_training(here, capsys, side, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, side, side, 3), dtype=np.uint8)
+    np.savez("x.npz", images=pixels)
+    datasets.main(["x.npz"])
+    fingerprint = load("x.npz", size).fingerprint
+    out = capsys.readouterr().out
+    assert f"{size}x{size}" in out and fingerprint in out
+
+
 def test_the_list(here, capsys):
     np.savez("x.npz", images=np.zeros((3000, 8, 8, 3), np.uint8))
     load("x.npz", 8)
