@@ -49,6 +49,7 @@ from sources import (
     WORLD,
     InputError,
     check_output,
+    counted,
     file_stamp,
     locked,
     new_parser,
@@ -121,9 +122,8 @@ def load(name_or_path, size, split="train", fit="crop"):
     images = torch.from_numpy(pixels)
     labels = None if info["labels"] is None else torch.tensor(info["labels"])
     held_out = info["split"] is not None
-    data = Images(
-        images, labels, info["classes"], name, info["fingerprint"], held_out, info["note"]
-    )
+    classes = info["classes"]
+    data = Images(images, labels, classes, name, info["fingerprint"], held_out, info["note"])
     if split == "all" or (split == "train" and not data.held_out):
         return data
     if data.held_out:
@@ -351,9 +351,11 @@ def require_labels(data, source):
 
 
 def class_words(classes, counts):
-    """In words, how many images the classes have, the first ten of them by name."""
+    """In words, how many images the classes have, the first ten of them by name.
+
+    A single class is how a script says that its model takes no notice of classes."""
     if len(classes) < 2:
-        return "no classes"
+        return "all images count as one class" if classes else "no classes"
     words = [f"{printable(name, 40)} {count}" for name, count in zip(classes, counts, strict=True)]
     more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
     return f"{len(classes)} classes: {', '.join(words[:10])}{more}"
@@ -502,17 +504,18 @@ class Batches:
 
     def __init__(self, data, batch, device="cpu", seed=0, stream=None, balance=False):
         count = len(data.images)
+        # of a larger set, perhaps: see --hold-out and --limit-per-class
+        words = f"training uses {counted(data.images, 'image')} of '{data.name}'"
         if count < 2 * WORLD:
-            raise InputError(f"'{data.name}' has {count} images to train on, which is too few")
+            raise InputError(f"{words}, which is too few")
         if count < batch * WORLD:
             flag = "--batch" if WORLD == 1 else f"--batch times {WORLD} processes"
-            raise InputError(f"'{data.name}' has {count} images: {flag} must not be more than that")
+            raise InputError(f"{words}: {flag} must not be more than that")
         if balance and data.labels is None:
             raise InputError(f"'{data.name}' has no labels, so there is nothing to balance")
         self.batch = batch
         self.seed = seed
         self.device = torch.device(device)
-        self.classes = data.classes
         self.per_epoch = count // (batch * WORLD)
         self.drawn = 0
         self.class_rows = []  # to balance: the rows of each class
@@ -737,8 +740,7 @@ def parse_args(argv=None):
     parser.usage = "datasets.py [NAME|PATH] [flags]"
     add = parser.add_argument
     add("data", nargs="?", metavar="NAME|PATH", help="a known name, or a folder, zip or .npz")
-    size = number(int, 8, 1025)
-    add("--size", type=size, default=64, metavar="N", help="side in pixels")
+    add("--size", type=number(int, 8, 1025), help="side in pixels [32 for small images, else 64]")
     add("--split", choices=["train", "test", "all"], default="train", help="which images")
     add("--fit", choices=FITS, default="crop", help="to make images square")
     add("--show", metavar="FILE.png", type=png_name, help="write a grid of 64 images")
@@ -759,6 +761,7 @@ def main(argv=None):
     if args.data is None:
         list_data()
         return
+    args.size = args.size or default_size(args.data)
     data = load(args.data, args.size, args.split, args.fit)
     if args.show:
         rows = shuffled(len(data.images), 0)[:64]

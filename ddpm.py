@@ -604,7 +604,7 @@ def main(argv=None):
     )
     if data.labels is None:  # all images are of one class
         labels = torch.zeros(len(data.images)).long()
-        data = data._replace(labels=labels, classes=[data.name])
+        data = data._replace(labels=labels, classes=[data.name], note=f"{data.note}; no classes")
     batches = training.new_batches(args, typed, data, device, args.balance)  # sets args.batch
     per_epoch = batches.per_epoch  # steps
     total = args.steps or args.epochs * per_epoch

@@ -70,6 +70,8 @@ def path_source(path):
     if is_zip or name.endswith(".zip") or zipfile.is_zipfile(path):
         return file_stamp(path), lambda: zip_source(path)
     words = "is no folder, zip or .npz file, and no tar: unpack or convert it"
+    if is_image(path.name):
+        words = "is a single image: give the folder that it is in"
     raise InputError(f"'{printable(path)}' {words}")
 
 
@@ -92,7 +94,7 @@ def folder_source(path):
             raise ValueError(f"{files[names[i]].st_size} bytes")
         return path / names[i]
 
-    return stamp, lambda: files_source(names, open_file, image_path, path, notes)
+    return stamp, lambda: files_source(names, open_file, image_path, path, list(notes))
 
 
 def suffix(name):
@@ -238,10 +240,11 @@ def archive_source(members, open_member, path, notes):
     clean = {}
     outside = []
     for name, size, member in members:
-        parts = name.replace("\\", "/").split("/")  # some programs on Windows pack such names
+        parts = re.split(r"[/\\]", name)  # some programs on Windows pack names with backslashes
         plain = "/".join(part for part in parts if part not in ("", "."))
-        if ".." in parts:
-            outside.append(name)
+        if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", name):
+            if parts[-1]:  # else a folder, which holds nothing by itself
+                outside.append(name)
         elif plain and not is_hidden(plain):
             clean.setdefault(plain if parts[-1] else f"{plain}/", []).append((size, member))
     if outside:
@@ -272,7 +275,6 @@ def files_source(names, open_file, open_image, path, notes):
     images = []
     others = {}  # suffix: names
     folders = set()
-    notes = list(notes)
     for i, name in enumerate(names):
         ending = suffix(name)
         if name.endswith("/"):
@@ -325,8 +327,6 @@ def from_files(names, read, path, tables=None, notes=()):
     names: with "/" between folders; read(i) opens names[i]; path: where they lie, for messages;
     tables: {name: what parse_table gives}; notes: lines for Source.unused. See docs/data.md.
     """
-    if not names:
-        raise InputError(f"no images in '{printable(path)}'")
     notes = list(notes)
     keys, splits = read_folders(names, notes)
     if tables:

@@ -346,8 +346,9 @@ def main(argv=None):
     if args.conditional:
         datasets.require_labels(data, args.data)
     else:
+        words = datasets.class_words(data.classes, datasets.class_counts(data))
         labels = torch.zeros(len(data.images), dtype=torch.int64)
-        data = data._replace(labels=labels, classes=[data.name])
+        data = data._replace(labels=labels, classes=[data.name], note=f"{data.note}; {words}")
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
     per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
     total = args.steps or args.epochs * per_epoch

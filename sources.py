@@ -489,9 +489,9 @@ def title(path):
     return printable(path.resolve().name if path.is_dir() else path.stem.removesuffix(".tar"))
 
 
-def counted(names, noun):
+def counted(things, noun):
     """1 file, 2 files"""
-    return f"{len(names)} {noun}s" if len(names) > 1 else f"1 {noun}"
+    return f"{len(things)} {noun}" if len(things) == 1 else f"{len(things)} {noun}s"
 
 
 def left_out(names, noun, where="", rest="not used"):
@@ -605,6 +605,8 @@ def npz_source(path):
     except (InputError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib, ValueError, EOFError ... all mean the same
+        if "pickle" in str(error):  # numpy would have it loaded unsafely
+            error = "another format, or Python objects, such as images of different sizes"
         raise unreadable(path, path.suffix.lower(), error) from None
 
 
@@ -646,11 +648,11 @@ def arrays_source(arrays, headers, path):
         raise InputError(f"'{printable(path)}' has no array 'images' (it has: {keys})")
     used = []
 
-    def check(key, good, words):
+    def check(key, good, words, more=""):
         if not good:
             place = f"'{printable(key)}' in '{printable(path)}'"
             shape, dtype = headers[key]
-            raise InputError(f"{place} must {words}, not {printable(f'{dtype} {shape}')}")
+            raise InputError(f"{place} must {words}, not {printable(f'{dtype} {shape}')}{more}")
 
     def load(key):
         shape, dtype = headers[key]
@@ -666,8 +668,10 @@ def arrays_source(arrays, headers, path):
         key = kinds[rank, "images"]
         shape, dtype = headers[key]
         good = dtype == np.uint8 and len(shape) in (3, 4) and min(shape) > 0
-        check(key, good or dtype.hasobject, "be uint8 (N, H, W[, C])")
-        channels_last = len(shape) == 3 or shape[-1] in (1, 3)
+        how = "; use np.uint8(255 * x + 0.5) if 1 is white, np.uint8(x) if 255 is"
+        words = "be uint8 (N, H, W[, C]) with at least one image"
+        check(key, good or dtype.hasobject, words, "" if dtype == np.uint8 else how)
+        channels_last = len(shape) != 4 or shape[-1] in (1, 3)
         check(key, channels_last or shape[1] in (1, 3), "have 1 or 3 channels")
         images.append(load(key) if channels_last else load(key).transpose(0, 2, 3, 1))
         splits += [(k, f"'{key}'")] * shape[0]
@@ -678,15 +682,16 @@ def arrays_source(arrays, headers, path):
             label_shape, _ = headers[key]
             good = label_shape[:1] == shape[:1] and len(label_shape) < 3
             check(key, good and math.prod(label_shape[1:]) <= MAX_CLASSES, words)
-            values = plain_labels(load(key))
-            check(key, values is not None, words)
+            labels = load(key)
+            values = plain_labels(labels)
+            check(key, values is not None, words, extremes(labels))
         keys += values
     if (0, "split") in kinds and len(ranks) == 1:
         key = kinds[0, "split"]
         words = f"be {len(keys)} whole numbers: 0 (train) or 1 (test)"
         check(key, headers[key][0] == (len(keys),) and headers[key][1].kind in "iub", words)
         values = load(key)
-        check(key, values.min() >= 0 and values.max() <= 3, words)
+        check(key, values.min() >= 0 and values.max() <= 3, words, extremes(values))
         splits = [(int(value), f"split {value}") for value in values]
     classes = None
     if (0, "classes") in kinds and all(isinstance(key, int) for key in keys):
@@ -702,8 +707,7 @@ def arrays_source(arrays, headers, path):
     notes = [left_out(unused, "array")] if unused else []
 
     def read(i):
-        first = len(images[0])
-        image = images[0][i] if i < first else images[1][i - first]
+        image = images[0][i] if i < len(images[0]) else images[1][i - len(images[0])]
         return Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
 
     names = [f"image {i}" for i in range(len(keys))]
@@ -729,6 +733,13 @@ def plain_labels(values):
     if values.dtype.kind not in "iub" or values.min() < 0:
         return None
     return [int(value) for value in values.tolist()]
+
+
+def extremes(values):
+    """Words about the lowest and the highest of some numbers."""
+    if values.dtype.kind not in "iuf":
+        return ""
+    return f"; they go from {values.min()} (index {values.argmin()}) to {values.max()}"
 
 
 def memory():
@@ -864,7 +875,7 @@ def write_array(file, source, size, key, fit):
         values |= {int(pixels.min()), int(pixels.max())}
     digest.update(json.dumps([labels, shape, split]).encode())
     kinds = tally.peculiar.items()
-    remarks = [f"{len(names)} {words}; the first: {names[0]}" for words, names in kinds]
+    remarks = [f"{counted(names, 'image')} {what}; the first: {names[0]}" for what, names in kinds]
     if max(values) - min(values) < 16:
         words = f"every pixel of every image is from {min(values)} to {max(values)}"
         remarks.append(f"{words}, of 0 to 255: there is next to nothing to see")
@@ -901,7 +912,7 @@ def write_rows(file, source, size, key, fit, scales):
             pixels = square(image, size, fit, scales)
             remarks = peculiar(image, scales)
             if pixels.max() < 16:
-                remarks.append("images are all but black")
+                remarks.append("all but black")
             return pixels, natural_size, image.mode[:4], value_range(image), remarks
         except UnidentifiedImageError:  # whose own words name an object in memory
             return f"{source.names[i]}: damaged, or no image"
@@ -938,25 +949,24 @@ def value_range(image):
     """(lowest, highest) finite value of an image in DEEP, else None."""
     if image.mode[:4] not in DEEP:
         return None
-    values = np.asarray(image)
-    values = values[np.isfinite(values)]
+    values = np.asarray(image)[np.isfinite(image)]
     if values.size == 0:
         raise ValueError("it holds no finite number")
     return values.min().item(), values.max().item()
 
 
 def peculiar(image, scales):
-    """What somebody might not expect about an image, in words that follow a number."""
+    """What somebody might not expect about an image, in words that follow "3 images"."""
     remarks = []
     with contextlib.suppress(Exception):  # Pillow looks for a second image, and it may be damaged
         if getattr(image, "is_animated", False):
-            remarks.append("files hold several images, and only the first of each is used")
+            remarks.append("with several frames, of which only the first is used")
     mode = image.mode[:4]
     if mode in scales:
         low, high = scales[mode]
-        remarks.append(f"images of {DEEP[mode]}, where {low:g} to {high:g} become 0 to 255")
+        remarks.append(f"of {DEEP[mode]}, where {low:g} to {high:g} become 0 to 255")
         if not np.isfinite(np.asarray(image)).all():
-            remarks.append("images hold NaN, which becomes black, or infinite values")
+            remarks.append("with NaN, which becomes black, or infinite values")
     return remarks
 
 
@@ -1013,8 +1023,7 @@ def square(image, size, fit, scales):
         image = to_8_bits(np.asarray(image, np.float64), *scales[image.mode[:4]])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")  # what shows through is white
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size == (28, 28) and size == 32:

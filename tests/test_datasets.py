@@ -161,11 +161,14 @@ def test_several_processes_draw_what_one_draws(monkeypatch):
             monkeypatch.setattr(datasets, "RANK", rank)
             together += numbers(next(part)[0])
         assert together == batch
-    with pytest.raises(InputError, match="100 images: --batch times 3 processes must not be more"):
+    with pytest.raises(InputError, match="100 images of 'n': --batch times 3 processes must"):
         Batches(numbered(100), 34)
     monkeypatch.setattr(datasets, "WORLD", 1)
-    with pytest.raises(InputError, match="7 images: --batch must not be more"):
+    with pytest.raises(InputError, match="7 images of 'n': --batch must not be more"):
         Batches(numbered(7), 8)
+    few = datasets.limited(numbered(70), 1)._replace(name="classes")
+    with pytest.raises(InputError, match="^training uses 7 images of 'classes': --batch must"):
+        Batches(few, 8)
 
 
 def test_balance_draws_classes_equally():
@@ -341,7 +344,8 @@ def test_classes_in_words():
     names = [f"c{k}" for k in range(13)]
     words = datasets.class_words(names, list(range(13)))
     assert words.startswith("13 classes: c0 0, c1 1,") and words.endswith(", c9 9 and 3 more")
-    assert datasets.class_words([], []) == datasets.class_words(["all"], [5]) == "no classes"
+    assert datasets.class_words([], []) == "no classes"
+    assert datasets.class_words(["all"], [5]) == "all images count as one class"
     assert len(datasets.class_words(["x" * 999, "y"], [1, 2])) < 99
 
 
@@ -612,6 +616,16 @@ def test_show_and_count(here, capsys):
     assert " ".join(f"{mean:.4f}" for mean in pixels.mean((0, 1, 2)) / 255) in out
     assert " ".join(f"{std:.4f}" for std in pixels.std((0, 1, 2)) / 255) in out
     assert "2250   75.0 %" in out and "750   25.0 %" in out and "3.00 times" in out
+
+
+@pytest.mark.parametrize("side, size", [(32, 32), (40, 64)])
+def test_the_command_line_takes_the_size_of_training(here, capsys, side, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, side, side, 3), dtype=np.uint8)
+    np.savez("x.npz", images=pixels)
+    datasets.main(["x.npz"])
+    fingerprint = load("x.npz", size).fingerprint
+    out = capsys.readouterr().out
+    assert f"{size}x{size}" in out and fingerprint in out
 
 
 def test_the_list(here, capsys):

@@ -289,6 +289,12 @@ def test_small_networks_need_amx_for_bf16_on_a_cpu(tiny, amx, monkeypatch, capsy
         assert f"on cpu in {'bf16' if amx or width == 64 else 'fp32'};" in capsys.readouterr().out
 
 
+def test_data_without_classes(here, capsys):
+    np.savez("x.npz", images=np.zeros((9, 16, 16), np.uint8))
+    ddpm.main("--data=x.npz --size=16 --width=8 --blocks=1 --device=cpu --dry-run".split())
+    assert "; no classes\n" in capsys.readouterr().out
+
+
 def test_main_is_this_loop(tiny, no_plots):
     more = "--data=tiny.npz --width=8 --lr=0.01 --lr-decay=0.5 --ema=0.9 --steps=4 --out=r"
     ddpm.main([*TINY, *more.split()])

@@ -223,9 +223,12 @@ def assert_close(ours, theirs):
     assert (ours.int() - theirs.int()).abs().max() <= 1
 
 
-def test_a_model_without_classes(train):
+def test_a_model_without_classes(train, capsys):
     """The classes of the data are not in the checkpoint, so no tool takes it for conditional."""
     checkpoint, _ = train("--steps=1")
+    out = capsys.readouterr().out
+    assert "4 classes: a 10, b 10, c 10, d 10" in out and "no classes" not in out
+    assert "\nall images count as one class\n" in out
     assert checkpoint["data"]["classes"] == ["x"] and checkpoint["data"]["counts"] == [40]
     model = gan_resnet.load_model(checkpoint)
     z = training.latents(6, 5, 4)

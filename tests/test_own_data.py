@@ -1214,6 +1214,38 @@ def test_arrays_that_are_refused(here, arrays, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"images": IMAGES, "labels": [3, 0, -1, -2, 1]}, "they go from -2 (index 3) to 3"),
+        ({"images": IMAGES, "labels": [0, 0, 0.5, 2, 1]}, "they go from 0.0 (index 0) to 2.0"),
+        ({"images": IMAGES, "labels": [0, 1, np.nan, 2, 1]}, "they go from nan (index 2)"),
+        ({"images": IMAGES, "labels": np.array([1, "a"] * 2 + [2], object)}, "Python objects"),
+        ({"images": IMAGES, "split": [0, 1, 0, 7, 1]}, "they go from 0 (index 0) to 7"),
+        ({"images": IMAGES[:0]}, "with at least one image, not uint8 (0, "),
+        ({"images": IMAGES / 255}, "; use np.uint8(255 * x + 0.5) if 1 is white, np.uint8(x) if"),
+        ({"images": IMAGES > 99}, "; use np.uint8(255 * x + 0.5) if 1 is white, np.uint8(x) if"),
+        ({"images": IMAGES.astype(int)}, "np.uint8(x) if 255 is"),
+        ({"images": np.array([None] * 4)}, "Python objects, such as images of different sizes"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "another format"),
+    ],
+)
+def test_arrays_that_are_refused_say_why(here, arrays, words):
+    if isinstance(arrays, bytes):
+        Path("x.npz").write_bytes(arrays)
+    else:
+        np.savez("x.npz", **arrays)
+    with pytest.raises(InputError) as caught:
+        opened("x.npz")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert "pickle" not in str(caught.value) and "tuple index" not in str(caught.value)
+
+
+def test_the_advice_for_arrays_gives_the_same_images(here):
+    x = np.arange(256, dtype=np.float32).reshape(1, 16, 16) / 255
+    assert np.array_equal(np.uint8(255 * x + 0.5).ravel(), np.arange(256))
+
+
 def header(shape, descr="|u1"):
     data = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -1285,6 +1317,34 @@ def test_archives_of_several_files_with_one_name(here, kind):
     )
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize(
+    "name",
+    ["../../e.png", "..\\e.png", "a/../../e.png", "C:\\x\\e.png", "c:/x/e.png", "C:e.png"]
+    + ["/etc/e.png", "//server/e.png", "\\\\server\\x\\e.png", "\\e.png"],
+)
+def test_names_that_lead_out_of_an_archive(here, kind, name):
+    """Such a folder is no class, and the line counts files only."""
+    path = here / f"x.{kind}"
+    names = [*tree("cat/1-3 dog/1-2"), name]
+    names += [name[:-5]] if name[-6] in "/\\" else []
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in names:
+                archive.writestr(zipfile.ZipInfo(file), PNG)
+    else:
+        with tarfile.open(path, "w") as archive:
+            for file in names:
+                info = tarfile.TarInfo(file)
+                info.type = tarfile.REGTYPE if file.endswith("png") else tarfile.DIRTYPE
+                info.size = len(PNG) if file.endswith("png") else 0
+                archive.addfile(info, io.BytesIO(PNG))
+    source = opened(path)
+    assert short_form(source) == TRAIN
+    words = "1 file outside the archive's own folder is not used"
+    assert source.unused == f"{path}: {words} (the first: '{name}')"
+
+
 def zip_bytes(**changes):
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -1338,6 +1398,10 @@ def test_archives_that_are_refused(here):
         with pytest.raises(
             InputError, match="is no folder, zip or .npz file, and no tar: unpack or convert it"
         ):
+            opened(name)
+    for name in ("x.png", "X.JPG"):
+        Path(name).write_bytes(PNG)
+        with pytest.raises(InputError, match="is a single image: give the folder that it is in"):
             opened(name)
 
 

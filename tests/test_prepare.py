@@ -65,18 +65,18 @@ STRANGE[0, 1:4] = [0, 255, 0]  # NaN black, infinity white, minus infinity black
 
 # file name, values, expected pixels, what the line says
 VALUES = {
-    "float-0-1": ("a_tif", floats(RAMP / 255), RAMP, "1 images of floats, where 0 to 1 "),
+    "float-0-1": ("a_tif", floats(RAMP / 255), RAMP, "1 image of floats, where 0 to 1 "),
     "float-0-255": ("a_tif", floats(RAMP), RAMP, "where 0 to 255 "),
     "float-0-0.9": ("a_tif", floats(RAMP / 255 * 0.9), RAMP * 0.9, "where 0 to 1 "),
     "float-hdr": ("a_tif", floats(RAMP / 255 * 3.5), RAMP, "where 0 to 3.5 "),
     "float-tiny": ("a_tif", floats(RAMP / 255 * 0.01), RAMP, "where 0 to 0.01 "),
     "float-signed": ("a_tif", floats(RAMP / 127.5 - 1), RAMP, "where -1 to 1 "),
     "float-16-bit": ("a_tif", floats(RAMP * 257), RAMP, "where 0 to 65535 "),
-    "float-nan": ("a_tif", with_numbers_missing(RAMP / 255), STRANGE, "1 images hold NaN"),
+    "float-nan": ("a_tif", with_numbers_missing(RAMP / 255), STRANGE, "1 image with NaN"),
     "float-pfm": ("a_pfm", floats(RAMP / 255), RAMP, "where 0 to 1 "),
     "float-one-value": ("a_tif", floats(RAMP * 0 + 0.5), RAMP * 0 + 127.5, "from 128 to 128"),
     "float-huge": ("a_tif", floats((RAMP - 128.0) * 2e36), RAMP, "where -2.56e+38 to 2.54e+38 "),
-    "int32": ("a_tif", RAMP.astype(np.int32), RAMP, "1 images of 32-bit numbers, where 0 to 255 "),
+    "int32": ("a_tif", RAMP.astype(np.int32), RAMP, "1 image of 32-bit numbers, where 0 to 255 "),
     "int32-negative": ("a_tif", RAMP.astype(np.int32) - 100, RAMP, "where -100 to 155 "),
     "int32-large": ("a_tif", (RAMP * 1000).astype(np.int32), RAMP, "where 0 to 255000 "),
     "int32-mask": ("a_tif", (RAMP > 99).astype(np.int32), (RAMP > 99) * 255, "where 0 to 1 "),
@@ -110,7 +110,7 @@ def test_values(here, capsys, case):
         assert np.abs(pixels[0] - np.floor(np.asarray(expected, float))).max() <= 1
     if words:
         assert words in said and said.count("\n") <= 2
-    if words and "images of" in said:
+    if words and "1 image of" in said:
         assert f"; the first: {name.replace('_', '.')}\n" in said
     if words == "":
         assert not said
@@ -120,7 +120,7 @@ def test_black_images_are_said(here, capsys):
     black = Image.new("RGB", (16, 16), (15, 0, 9))
     load(save(here / "photos", a_png=black, b_png=RAMP.astype(np.uint8), c_png=black), 16)
     said = capsys.readouterr().err
-    assert "2 images are all but black; the first: a.png\n" in said and said.count("\n") == 1
+    assert "2 images all but black; the first: a.png\n" in said and said.count("\n") == 1
 
 
 def test_brightness_stays_comparable(here, capsys):
@@ -354,7 +354,7 @@ def test_of_several_images_in_a_file_the_first_is_used(here, capsys):
     assert len(pixels) == 7
     assert (pixels - torch.tensor([200, 30, 40])[:, None, None]).abs().max() <= 4
     said = capsys.readouterr().err
-    count = int(said.split(" files hold several")[0].split()[-1])
+    count = int(said.split(" images with several frames, of which only the first")[0].split()[-1])
     assert count in (4, 5) and "the first: animated.gif" in said and said.count("\n") == 1
 
 
@@ -412,7 +412,7 @@ def test_sixty_photos(here, script, capsys):
     assert said.err.count("\n") == 1
     main([*flags, "--dry-run", "--batch", "32"])
     assert "--batch" not in capsys.readouterr().err
-    with pytest.raises(InputError, match="'small' has 60 images: --batch must not be more"):
+    with pytest.raises(InputError, match="uses 60 images of 'small': --batch must not be more"):
         main([*flags, "--dry-run", "--batch", "61"])
 
 
@@ -426,9 +426,9 @@ def test_relatives_of_sixty_photos(here, capsys, monkeypatch):
     flags = small_set(9)
     cvae.main([*flags, "--dry-run", "--hold-out", "3", "--balance"])
     assert "steps of 6 images" in capsys.readouterr().out
-    with pytest.raises(InputError, match="1 images to train on, which is too few"):
+    with pytest.raises(InputError, match="uses 1 image of 'small', which is too few"):
         cvae.main([*flags, "--dry-run", "--hold-out", "8"])
-    with pytest.raises(InputError, match="1 images to train on, which is too few"):
+    with pytest.raises(InputError, match="uses 1 image of 'small', which is too few"):
         dcgan.main([*small_set(1), "--dry-run"])
     dcgan.main([*small_set(2), "--dry-run"])
     assert "steps of 2 images" in capsys.readouterr().out
