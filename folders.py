@@ -240,9 +240,11 @@ def archive_source(members, open_member, path, notes):
     clean = {}
     outside = []
     for name, size, member in members:
-        parts = re.split(r"[/\\]", name)  # some programs on Windows pack names with backslashes
+        # Some programs on Windows pack names with backslashes. A drive or a slash at the beginning
+        # is dropped, as unzip and tar do.
+        parts = re.split(r"[/\\]", re.sub(r"^[A-Za-z]:(?=[/\\])", "", name))
         plain = "/".join(part for part in parts if part not in ("", "."))
-        if ".." in parts or re.match(r"[/\\]|[A-Za-z]:", name):
+        if ".." in parts:
             if parts[-1]:  # else a folder, which holds nothing by itself
                 outside.append(name)
         elif plain and not is_hidden(plain):

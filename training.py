@@ -660,8 +660,8 @@ def new_batches(args, typed, data, device, balance=False):
     largest = len(data.images) // WORLD
     if 2 <= largest < args.batch and "batch" not in typed:
         if RANK == 0:
-            words = f"so --batch is {largest}, not {args.batch}"
-            print(f"note: '{data.name}' has {len(data.images)} images, {words}", file=sys.stderr)
+            words = f"note: training uses {len(data.images)} images of '{data.name}', so --batch is"
+            print(f"{words} {largest}, not {args.batch}", file=sys.stderr)
         args.batch = largest
     return datasets.Batches(data, args.batch, device, args.seed, balance=balance)
 

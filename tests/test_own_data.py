@@ -1320,8 +1320,7 @@ def test_archives_of_several_files_with_one_name(here, kind):
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize(
     "name",
-    ["../../e.png", "..\\e.png", "a/../../e.png", "C:\\x\\e.png", "c:/x/e.png", "C:e.png"]
-    + ["/etc/e.png", "//server/e.png", "\\\\server\\x\\e.png", "\\e.png"],
+    ["../../e.png", "..\\e.png", "a/../../e.png", "/../e.png", "C:\\..\\e.png"],
 )
 def test_names_that_lead_out_of_an_archive(here, kind, name):
     """Such a folder is no class, and the line counts files only."""
@@ -1343,6 +1342,16 @@ def test_names_that_lead_out_of_an_archive(here, kind, name):
     assert short_form(source) == TRAIN
     words = "1 file outside the archive's own folder is not used"
     assert source.unused == f"{path}: {words} (the first: '{name}')"
+
+
+def test_absolute_names_in_an_archive(here):
+    """The drive and the first slashes are dropped, as unzip and tar do."""
+    names = ["C:\\cat\\1.png", "c:/cat/2.png", "/cat/3.png", "\\dog\\1.png", "//dog/2.png"]
+    with zipfile.ZipFile("x.zip", "w") as archive:
+        for name in names:
+            archive.writestr(zipfile.ZipInfo(name), PNG)
+    source = opened("x.zip")
+    assert short_form(source) == TRAIN and not source.unused
 
 
 def zip_bytes(**changes):

@@ -408,7 +408,7 @@ def test_sixty_photos(here, script, capsys):
     main([*flags, "--dry-run"])
     said = capsys.readouterr()
     assert "steps of 60 images" in said.out
-    assert "note: 'small' has 60 images, so --batch is 60, not " in said.err
+    assert "note: training uses 60 images of 'small', so --batch is 60, not " in said.err
     assert said.err.count("\n") == 1
     main([*flags, "--dry-run", "--batch", "32"])
     assert "--batch" not in capsys.readouterr().err
