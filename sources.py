@@ -94,8 +94,7 @@ def explanation(error):
         return str(error)
     if isinstance(error, NotImplementedError) and "MPS" in str(error):
         return f"{short(error)} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
-    # programs have different flags for these: --batch, --size, --width, --latent-dim, ...
-    advice = "use a smaller batch, smaller images or a smaller model"
+    advice = "take a smaller --batch, --size or --width, or a lower --latent-dim"
     return f"not enough memory ({short(error)}): {advice}" if out_of_memory(error) else None
 
 

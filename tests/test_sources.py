@@ -41,7 +41,7 @@ def alone(here, name, image, fit="crop", **options):
 
 # ---------------------------------------------------------------------------------- programs
 
-SMALLER = "use a smaller batch, smaller images or a smaller model"
+SMALLER = "take a smaller --batch, --size or --width, or a lower --latent-dim"
 
 
 @pytest.mark.parametrize(
