@@ -951,9 +951,10 @@ class Run:
             files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
             self.write_args(finished=self.step, files=sorted(files))
             path = shlex.quote(sources.printable(self.path))
-            print(f"\ntry next: {START} {self.script}.py --resume {path} --steps {2 * self.step}")
+            words = f"{START} {self.script}.py --resume {path} --steps {2 * self.step}"
             if Path(__file__).with_name("sample.py").is_file():
-                print(f"          python sample.py {path} --count 64 --to grid.png")
+                words = f"python sample.py {path} --count 64 --to grid.png\n          {words}"
+            print(f"\ntry next: {words}")
 
     def notice(self, number, _):
         """The signal handler. The step in progress ends first; then should_stop() is true.
