@@ -91,7 +91,7 @@ def lost_a_process(error):
 def explanation(error):
     """One line that tells the user about an exception, or None for a mistake in the program."""
     if isinstance(error, (InputError, OSError)):
-        return str(error)
+        return str(error) or short(error)
     if isinstance(error, NotImplementedError) and "MPS" in str(error):
         return f"{short(error)} Set PYTORCH_ENABLE_MPS_FALLBACK=1, or use --device cpu"
     advice = "take a smaller --batch, --size or --width, or a lower --latent-dim"
@@ -948,7 +948,7 @@ def value_range(image):
     """(lowest, highest) finite value of an image in DEEP, else None."""
     if image.mode[:4] not in DEEP:
         return None
-    values = np.asarray(image)[np.isfinite(image)]
+    values = np.ma.masked_invalid(image).compressed()
     if values.size == 0:
         raise ValueError("it holds no finite number")
     return values.min().item(), values.max().item()

@@ -161,13 +161,17 @@ def test_several_processes_draw_what_one_draws(monkeypatch):
             monkeypatch.setattr(datasets, "RANK", rank)
             together += numbers(next(part)[0])
         assert together == batch
-    with pytest.raises(InputError, match="100 images of 'n': --batch times 3 processes must"):
+    with pytest.raises(
+        InputError, match="100 images of 'n': --batch times 3 processes must not be more"
+    ):
         Batches(numbered(100), 34)
     monkeypatch.setattr(datasets, "WORLD", 1)
     with pytest.raises(InputError, match="7 images of 'n': --batch must not be more"):
         Batches(numbered(7), 8)
     few = datasets.limited(numbered(70), 1)._replace(name="classes")
-    with pytest.raises(InputError, match="^training uses 7 images of 'classes': --batch must"):
+    with pytest.raises(
+        InputError, match="^training uses 7 images of 'classes': --batch must not be more"
+    ):
         Batches(few, 8)
 
 

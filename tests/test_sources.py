@@ -49,6 +49,7 @@ SMALLER = "take a smaller --batch, --size or --width, or a lower --latent-dim"
     [
         (InputError("no such set"), "no such set"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(), "OSError"),
         (MemoryError(), f"not enough memory (MemoryError): {SMALLER}"),
         (
             RuntimeError("CUDA out of memory. Tried\nto allocate 2 GiB"),
