@@ -85,9 +85,9 @@ R0 = {"protocol": "R0: 100 epochs of 13,500 images; pictures and loss curves, no
 # A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
 PRESETS = {
     "shapes": dict(  # what `python cgan.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=24, latent_dim=64, batch=32, steps=2000, lr=1e-3, lr_d=5e-4,
-        ema=0.99, class_scale=1 / 128, condition="projection", d_norm="batch", loss="logistic",
-        upsample="nearest", sample_every=200, save_every=500,
+        data="shapes", size=32, width=24, latent_dim=64, batch=32, steps=4000, lr=2e-3, lr_d=1e-3,
+        ema=0.998, class_scale=1 / 128, condition="projection", d_norm="batch", pooling="none",
+        loss="logistic", upsample="nearest", sample_every=200, save_every=500,
     ),
     # R0b. Stated: networks, 2e-4, batch, epochs, R1, noise, unequal numbers of updates, a
     # discriminator slower than the generator. Ours: how much of each

@@ -82,8 +82,8 @@ SSIM = "MS-SSIM, 3 scales (generated, real)"
 # A preset only sets defaults: a flag on the command line wins. "report" holds published numbers.
 PRESETS = {
     "shapes": dict(  # what `python wgan_gp.py` alone runs: small enough for a laptop without a GPU
-        data="shapes", size=32, width=24, batch=32, steps=1000, lr=1e-3, critic_steps=3, ema=0.99,
-        sample_every=100, save_every=500,
+        data="shapes", size=32, width=24, batch=32, steps=4000, lr=4e-3, ema=0.998,
+        upsample="nearest", sample_every=200, save_every=500,
     ),
     "large-gan": FOOD | dict(  # R3a
         width=256, latent_dim=256, noise=0.1, normalize="channel",
