@@ -111,9 +111,9 @@ def fid(real, fake):
     real, fake: (N, d) and (M, d), N, M >= 2. Returns a float >= 0, computed in float64.
     """
     real, fake = checked(real, fake)
-    if min(len(real), len(fake)) < real.shape[1]:
-        # With fewer images than features, a covariance is singular and need not be formed. Let the
-        # centred features divided by sqrt(N-1) be the rows of A and B, so S1 = A'A and S2 = B'B.
+    if min(len(real), len(fake)) <= real.shape[1]:
+        # With no more images than features, a covariance is singular and need not be formed. The
+        # centred features divided by sqrt(N-1) are the rows of A and B, so S1 = A'A and S2 = B'B.
         # Zeros aside, S1 S2 = A' (A B'B) and (A B'B) A' = (A B')(A B')' have the same eigenvalues.
         # Their roots are the singular values of A B', an N x M matrix, and the trace is the sum of
         # these: the nuclear norm. This takes no root of a rounding error. A matrix square root of
