@@ -48,9 +48,9 @@ In the generator, the class sets the gain and offset of every BatchNorm (Dumouli
     python cgan.py --data photos/ --size 64 --epochs 100  # your own images: sub-folders are classes
     python sample.py runs/cgan-shapes-1 --count 64 --class star --to stars.png
 
-Presets: animals reproduces R0b, a student report (see README.md); best is the same without its
-mistakes. Time: at width 64 and 64 pixels, one update of each network costs 2.5 GFLOP per image, as
-in dcgan.py.
+Presets: animals reproduces R0b, a student report (see README.md); best has better
+settings for the same data. Time: at width 64 and 64 pixels, one update of each network costs
+2.5 GFLOP per image, as in dcgan.py.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
 images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
@@ -140,7 +140,7 @@ def add_own_flags(parser):
     add("--loss", choices=["hinge", "logistic"], default="hinge", help=words)
     words = "weight of the penalty on the slope at real images"
     add("--r1", type=weight, default=0.0, help=words)
-    words = "updates between two penalties, each of which counts that often"
+    words = "take the penalty at every N-th update only, with N times the weight"
     add("--r1-every", type=whole, default=16, help=words)
     words = "standard deviation of noise on images"
     add("--noise", type=weight, default=0.0, help=words)
@@ -148,7 +148,7 @@ def add_own_flags(parser):
     add("--noise-steps", type=whole, default=10_000, help=words)
     add("--shift", action="store_true", help="show the discriminator randomly shifted images")
     add("--no-shift", dest="shift", action="store_false", help="show them as they are")
-    words = "show it randomly colored, shifted and covered images"
+    words = "show the discriminator randomly colored, shifted and covered images"
     add("--augment", action="store_true", help=words)
     add("--flip", action="store_true", help="mirror training images at random")
     add("--no-flip", dest="flip", action="store_false", help="leave them as they are")
@@ -575,7 +575,7 @@ def main(argv=None):
             training.one_hot(ema_labels, len(counts)),
         ]
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:
@@ -659,7 +659,7 @@ def main(argv=None):
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )
-            # Is the class obeyed? Asked of more images, of another seed.
+            # Is the class obeyed? Measured on more images, from another seed.
             n = metrics.conditional_count(data, args.eval_images)
             fake = generate(sampler, n, args.seed + 3)
             asked = asked_labels(sampler, n, args.seed + 3)

@@ -497,7 +497,7 @@ def main(argv=None):
         eps = training.latents(len(rows), args.latent_dim, args.seed + 4)
         ema_inputs = [datasets.from_uint8(data.images[rows]), data.labels[rows], eps]
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:

@@ -374,7 +374,7 @@ def main(argv=None):
         ema_step = captured(functools.partial(training.update_ema, sampler, generator))
         ema_inputs = [training.latents(1000, args.latent_dim, args.seed + 4)]
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:

@@ -389,7 +389,7 @@ def unet_step(unet, optimizer, autocast, drop_label, flip, x_0, labels):
 
     Ho et al., algorithm 1. As in their code, a gradient longer than 1 is cut to that length.
     x_0: (N, C, H, W) in [-1, 1]; labels: int64 (N,). Returns the mean over all values, a tensor on
-    the device. Of eps, a network that predicts 0 has a loss of 1.
+    the device. When eps is predicted, a network that answers 0 has a loss of 1.
     """
     batch = len(x_0)
     device = x_0.device
@@ -502,7 +502,7 @@ def to_images(unet, z, labels, seeds, **asked):
     of 100.
 
     labels: int64 (N,); seeds: int64 (N,), of the noise that is added on the way. asked: flags of
-    SAMPLING to use instead of the model's own. Raises InputError as complete_sampling.
+    SAMPLING to use instead of the model's own. Raises InputError as complete_sampling does.
     """
     sampling = complete_sampling(asked, {**unet.flags, **asked})
     was_training = unet.training
@@ -593,8 +593,8 @@ def draw(run, denoiser, seed):
 
 def main(argv=None):
     args, typed = parse_args(argv)
-    # On a CPU without AMX, bf16 makes a step 1.4 times as slow at 16 pixels and width 24. It breaks
-    # even at width 32 and makes width 128 1.6 times as fast.
+    # On a CPU without AMX, a step in bf16 takes 1.4 times as long at 16 pixels and width 24. At 32
+    # pixels, bf16 breaks even at width 32 and makes width 128 1.6 times as fast.
     bf16_needs = "amx_tile" if args.width < 64 else "avx512_bf16"
     device, args.precision = training.pick_device(args.device, args.precision, bf16_needs)
     autocast = partial(training.autocast, device, args.precision)
@@ -632,7 +632,7 @@ def main(argv=None):
     step = captured(partial(unet_step, unet, optimizer, autocast, args.drop_label, args.flip))
     ema_step = captured(partial(training.update_ema, denoiser, unet))
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:

@@ -398,7 +398,7 @@ def main(argv=None):
             training.one_hot(ema_labels, len(counts)),
         ]
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:
@@ -474,7 +474,7 @@ def main(argv=None):
                 fake_words=f"images by {run.weights_words()}, latent seed {args.seed + 2}",
                 **measured,
             )
-            if args.conditional:  # Is the class obeyed? Asked of more images, of another seed.
+            if args.conditional:  # Is the class obeyed? Measured on more images, from another seed.
                 n = metrics.conditional_count(data, args.eval_images)
                 fake = generate(sampler, n, args.seed + 3)
                 asked = asked_labels(sampler, n, args.seed + 3)

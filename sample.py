@@ -8,14 +8,14 @@
     python sample.py runs/dcgan-shapes-1 --count 5000 --to images/   # a PNG file for each image
     python sample.py runs/cgan-shapes-1 --class star --to stars.png  # one class
     python sample.py runs/cgan-shapes-1 --interpolate 12 --walk classes
-    python sample.py runs/vae_mlp-1 --interpolate 9 --walk images --data photos/
+    python sample.py runs/vae_mlp-photos-1 --interpolate 9 --walk images --data photos/
 
 RUN, a run directory or a checkpoint (.pt), comes first. --to means a picture if it ends in .png,
 else a folder; with a slash at the end it is always a folder. Image k depends on the seed and on k
-only, and is written as soon as it is made. If you stop a folder, the same command goes on with it,
-and a larger --count adds images to it.
-In the folder of a conditional model, each class has a sub-folder. Some models have sampling flags
-of their own, such as --guidance: `python sample.py RUN --help` lists them.
+only, and is written as soon as it is made. If you stop while a folder is being filled, the same
+command goes on, and a larger --count adds images to it. In the folder of a conditional model, each
+class has a sub-folder. Some models have sampling flags of their own, such as --guidance:
+`python sample.py RUN --help` lists them.
 
 The script that made the model must lie next to this file (dcgan.py, or your renamed copy of it).
 """

@@ -408,7 +408,7 @@ def main(argv=None):
     if args.ema > 0:
         ema_step = captured(functools.partial(training.update_ema, sampler, vae))
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:

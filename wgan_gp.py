@@ -24,7 +24,7 @@ those of dcgan.py, but the critic has no BatchNorm:
       |                                            | Conv 4x4
     (3, 64, 64)   tanh                           score (1)          f = --width
 
---arch resnet takes the residual networks of the authors instead. --stages 3 lets the first kind
+--arch resnet uses the authors' residual networks instead. With --stages 3, the networks drawn above
 grow from 16 to 32 to 64 pixels.
 
 Gulrajani et al.: Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028), algorithm 1. The
@@ -592,7 +592,7 @@ def draw(run, generator, seed, size):
     run.wait()  # so that run.seconds counts training only
     if run.is_main:
         images = generate(generator, 64, seed)
-        # in early stages every pixel is repeated, so that the pictures of all stages compare
+        # in early stages every pixel is repeated, so that all pictures have the same size
         images = F.interpolate(images, size, mode="nearest")
         picture = datasets.grid(images, columns=8)
         datasets.save_picture(picture, run.path / "samples" / f"{run.step:06d}.png")
@@ -653,7 +653,7 @@ def main(argv=None):
     ema_step = captured(functools.partial(training.update_ema, sampler, generator))
     ema_inputs = [training.latents(1000, args.latent_dim, args.seed + 4)]
 
-    # Half of the held-out images choose best.pt. The final numbers are of last.pt, from them all.
+    # Half of the held-out images choose best.pt. The final numbers are last.pt's, on both halves.
     report = PRESETS.get(args.preset, {}).get("report")
     eval_every = args.eval_every
     if report and eval_every is None:
