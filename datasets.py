@@ -415,8 +415,7 @@ def shapes(size, split="train"):
         drawn.append(draw_shapes(10_000, size, seed=1))
     if split in ("test", "all"):
         drawn.append(draw_shapes(2_000, size, seed=2))
-    images = torch.cat([images for images, _ in drawn])
-    labels = torch.cat([labels for _, labels in drawn])
+    images, labels = map(torch.cat, zip(*drawn, strict=True))
     note = f"drawn at {size}x{size}"
     return Images(images, labels, list(SHAPES), "shapes", f"shapes-1-{size}", True, note)
 

@@ -110,7 +110,7 @@ def is_hidden(name):
 
 def is_image(path):
     """Whether a relative path looks like an image that is not hidden. Nothing is opened."""
-    return suffix(str(path)) in IMAGE_SUFFIXES and not is_hidden(str(path))
+    return suffix(path) in IMAGE_SUFFIXES and not is_hidden(path)
 
 
 def scan(root):

@@ -171,15 +171,25 @@ def kid(real, fake, subsets=100, subset_size=1000, seed=0):
     """
     real, fake = checked(real, fake)
     rows, columns = draw_subsets(len(real), len(fake), subsets, subset_size, seed)
-    m = rows.shape[1]
-    # All subsets share one kernel k of all images: the one with 0-1 vector a has the sum a'k a.
     a = np.zeros((len(rows), len(real)))
     b = np.zeros((len(rows), len(fake)))
     np.put_along_axis(a, rows, 1, 1)
     np.put_along_axis(b, columns, 1, 1)
-    within = weighted_kernel(real, real, a, a) + weighted_kernel(fake, fake, b, b)
-    values = within / (m * (m - 1)) - 2 * weighted_kernel(real, fake, a, b) / (m * m)
+    values = kid_of_counts(real, fake, a, b)
     return float(values.mean()), float(values.std())
+
+
+def kid_of_counts(real, fake, a, b):
+    """KID of each subset or resample that holds the images a and b times: float64 (subsets,).
+
+    All share one kernel k of all images: the one with the counts a has the sum a'k a. a, b: float64
+    (subsets, N) and (subsets, M).
+    """
+    kids = -2 * weighted_kernel(real, fake, a, b) / (a.sum(1) * b.sum(1))
+    for x, counts in ((real, a), (fake, b)):
+        pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)  # of different images
+        kids += weighted_kernel(x, x, counts, counts) / pairs
+    return kids
 
 
 def draw_subsets(n, m, subsets, subset_size, seed):
@@ -246,15 +256,8 @@ def bootstrap(real, fake, resamples=50, seed=0):
         fids.append(fid(real[i], fake[j]))
         a[row] = np.bincount(i, minlength=len(real))
         b[row] = np.bincount(j, minlength=len(fake))
-    kids = mean_within(real, a) + mean_within(fake, b)
-    kids = kids - 2 * weighted_kernel(real, fake, a, b) / (a.sum(1) * b.sum(1))
+    kids = kid_of_counts(real, fake, a, b)
     return float(np.std(fids, ddof=1)), float(kids.std(ddof=1))
-
-
-def mean_within(x, counts):
-    """The mean kernel over pairs of different images, for each resample: float64 (resamples,)."""
-    pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)
-    return weighted_kernel(x, x, counts, counts) / pairs
 
 
 # -------------------------------------------------------------------------------------- collapse
@@ -911,8 +914,8 @@ def evaluate(
             z = real_features(floor, *settings, "features, floor")
     for dim in dims:
         if dim in reasons:
-            values.append(not_measured(metric_name("FID", dim), reasons[dim]))
-            values.append(not_measured(metric_name("KID", dim), reasons[dim]))
+            names = [metric_name(kind, dim) for kind in ("FID", "KID")]
+            values += [not_measured(name, reasons[dim]) for name in names]
             continue
         source = features_words(dim, weights, precision)
         how = f"{source}; {with_floor}"
@@ -1054,9 +1057,7 @@ def table(values, report=None):
         protocols.append((value["name"], protocol_of(value)))
     if all(row[3] == "" for row in rows[1:]):
         rows = [row[:3] for row in rows]
-    common, special = folded(protocols)
-    lines = [*common, "", *aligned(rows), "", *special]
-    return "\n".join(printable(line, 5000) for line in lines).strip("\n")
+    return text_of(rows, protocols)
 
 
 def protocol_of(value):
@@ -1064,14 +1065,15 @@ def protocol_of(value):
     return value.get("protocol") or f"not measured here: {value['reason']}"
 
 
-def aligned(rows):
-    """Rows of cells as lines in which the columns are aligned."""
+def text_of(rows, protocols, lines=()):
+    """Lines, the protocols that most share, rows of cells in aligned columns, other protocols."""
+    common, special = folded(protocols)
+    lines = [*lines, *common, ""]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
     for row in rows:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(padded).rstrip())
-    return lines
+    return "\n".join(printable(line, 5000) for line in [*lines, "", *special]).strip("\n")
 
 
 def folded(protocols):
@@ -1131,9 +1133,7 @@ def comparison(results):
             which = f" ({','.join(of)})" if len(protocols) > 1 else ""
             whose_protocols.append((f"{value['name']}{which}", words))
 
-    common, special = folded(whose_protocols)
-    lines += [*common, "", *aligned(rows), "", *special]
-    return "\n".join(printable(line, 5000) for line in lines).strip("\n")
+    return text_of(rows, whose_protocols, lines)
 
 
 def write_result(run, values, preset):
@@ -1369,7 +1369,7 @@ def training_neighbours(args, side, fake, size, settings):
         note(f"{side.name} was trained on other images than {args.real}: give those as REAL")
     held_out = without(held_out, args.chosen_on)
     real = neighbours.choose_real(train, held_out, args.eval_images, args.neighbours)
-    results = neighbours.compare(real, fake.images, **settings)
+    results = neighbours.compare(real, fake.images, precision=args.precision, **settings)
     run = run_of(side)
     if run:
         picture = neighbours.draw(fake.images, real.train, results)
@@ -1480,21 +1480,19 @@ def main(argv=None):
 
     settings = {"dims": args.dims or (768, 2048), "weights": weights, "device": device}
     more = {"precision": args.precision, "seed": args.seed, "resamples": args.bootstrap}
-    more["real_words"] = pool.note
     results = []
     for side, fake, is_vae in zip(fake_sides, fakes, are_vaes, strict=True):
         own = []  # first, because it is quick to find what is wrong
         if is_vae:
             own = own_values(args, side, size)
         if args.neighbours:
-            chosen = settings | {"precision": args.precision}
-            own += training_neighbours(args, side, fake, size, chosen)
+            own += training_neighbours(args, side, fake, size, settings)
         if real_side.statistics or side.statistics:
             pairs = [(real_side, pool), (side, fake)]
             values = statistics_values(pairs, weights, device, args.precision)
         else:
-            more["fake_words"] = fake.note
-            values = evaluate(pool.images, fake.images, floor, **settings, **more)
+            words = {"real_words": pool.note, "fake_words": fake.note}
+            values = evaluate(pool.images, fake.images, floor, **settings, **more, **words)
         labelled = pool.labels is not None and fake.labels is not None
         if labelled and real_is_data and not args.no_classes:
             values += class_values(args, side, size, fake.classes, settings)

@@ -147,7 +147,13 @@ def run_program(main):
     if code or WORLD > 1:
         if main.__module__ == "__main__":  # another Ctrl-C ends it at once, without a traceback
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        leave(code or 0)
+        # One of several processes ends at once: during an orderly exit, gloo's threads may still
+        # call into Python or wait for a process that is gone, and abort.
+        if WORLD > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code or 0)
+        sys.exit(code)
 
 
 def number(kind, low, below=2**31):
@@ -244,19 +250,6 @@ def new_parser(prog, doc):
     return parser
 
 
-def leave(code):
-    """End the program.
-
-    One of several processes ends at once: during an orderly exit, gloo's threads may still call
-    into Python or wait for a process that is gone, and abort.
-    """
-    if WORLD > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 # --------------------------------------------------------------------------------------- files
 
 
@@ -290,9 +283,9 @@ def write_atomic(path, write):
 
 
 def remove_half_written(folder):
-    """Remove what kill -9 has left of write_atomic in a folder and below: *.tmp files that no
-    living process holds."""
-    for path in Path(folder).glob("**/*.tmp"):
+    """Remove what kill -9 has left of write_atomic in a folder and below: files <name>.<pid>.tmp
+    that no living process holds."""
+    for path in Path(folder).glob("**/*.[0-9]*.tmp"):
         with contextlib.suppress(OSError):
             with open(path, "rb+") as file:
                 abandoned = try_lock(file)
@@ -542,7 +535,9 @@ def labelled_source(names, read, path, keys, splits, notes, classes=None):
     class_names = {}
     for key in index or ():
         name = printable(key if classes is None else classes[key], math.inf)
-        class_names[f"{name} ({len(class_names)})" if name in class_names else name] = key
+        while name in class_names:
+            name = f"{name} ({len(class_names)})"
+        class_names[name] = key
     return Source(
         names=[printable(names[i]) for i in used],
         read=lambda k: read(used[k]),

@@ -42,16 +42,15 @@ SIZES = [16, 32, 64, 128, 256]
 DIMS = [64, 192, 768, 2048]
 PRECISIONS = ["auto", "fp32", "bf16"]
 NOT_TYPED = object()
+# Where a run computes and how often it is looked at.
+WATCHING = {
+    "device", "precision", "no_graph", "dry_run", "tensorboard", "weights",
+    "log_every", "sample_every", "save_every", "keep_every", "eval_every",
+}  # fmt: skip
 # Flags that may differ on --resume. Any other would contradict the steps already trained.
-MAY_CHANGE = {
-    "data", "steps", "epochs", "device", "precision", "no_graph", "dry_run", "tensorboard", "dims",
-    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every", "eval_images",
-}  # fmt: skip
+MAY_CHANGE = WATCHING | {"resume", "data", "steps", "epochs", "dims", "eval_images"}
 # Flags that a run may have otherwise than its preset, and still be that preset.
-NO_MATTER = {
-    "preset", "resume", "out", "device", "precision", "no_graph", "dry_run", "tensorboard",
-    "weights", "log_every", "sample_every", "save_every", "keep_every", "eval_every",
-}  # fmt: skip
+NO_MATTER = WATCHING | {"preset", "resume", "out"}
 # With others of these, a number does not compare with that of the report.
 COMPARABLE = {
     "data", "fit", "limit_per_class", "hold_out", "size", "steps", "epochs", "eval_images",
@@ -138,9 +137,7 @@ def parse(parser, presets, script, argv=None, older=None):
         with fits(script):
             check_flags(parser, settings)
     else:
-        preset = args.preset
-        if preset is None and args.data == "shapes":
-            preset = "shapes"
+        preset = args.preset or ("shapes" if args.data == "shapes" else None)
         settings = {"preset": preset, **presets.get(preset, {})}
         settings.pop("report", None)
         unknown = settings.keys() - defaults.keys()
@@ -188,7 +185,7 @@ def flags_on_resume(run_directory, script, typed):
     if not run_directory.is_dir():
         raise InputError(f"--resume takes a run directory: --resume {run_directory.parent}")
     flags = checkpoint["flags"]
-    for name in sorted(typed.keys() - MAY_CHANGE - {"resume"}):
+    for name in sorted(typed.keys() - MAY_CHANGE):
         new, old = typed[name], flags.get(name)
         if new != old:
             flag = name.replace("_", "-")
@@ -935,7 +932,8 @@ class Run:
     def goodbye(self):
         """Say how to resume a run that was stopped. Returns the exit code, 128 + the signal."""
         self.bar.close()
-        command = f"{START} {self.script}.py --resume {shlex.quote(sources.printable(self.path))}"
+        path = shlex.quote(sources.printable(self.path, math.inf))
+        command = f"{START} {self.script}.py --resume {path}"
         print(f"stopped and saved at step {self.step} of {self.total}; go on with: {command}")
         return 128 + self.signals[0]
 
@@ -950,7 +948,7 @@ class Run:
         if self.is_main:
             files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
             self.write_args(finished=self.step, files=sorted(files))
-            path = shlex.quote(sources.printable(self.path))
+            path = shlex.quote(sources.printable(self.path, math.inf))
             words = f"{START} {self.script}.py --resume {path} --steps {2 * self.step}"
             if Path(__file__).with_name("sample.py").is_file():
                 words = f"python sample.py {path} --count 64 --to grid.png\n          {words}"

@@ -1119,6 +1119,12 @@ ARRAYS = [  # id, arrays, what comes out, words
         {"train": {"cat": 5}},
         None,
     ),
+    (
+        "names of classes that collide",
+        {"images": IMAGES, "labels": [0, 1, 1, 2, 2], "classes": ["a (2)", "a", "a"]},
+        {"train": {"a (2)": 1, "a": 2, "a (2) (2)": 2}},
+        None,
+    ),
     ("gap", {"images": IMAGES, "labels": LABELS * 9 + 1}, {"train": {"1": 3, "10": 2}}, None),
     (
         "huge label",

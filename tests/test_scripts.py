@@ -195,6 +195,7 @@ def test_resume_of_a_run_from_another_device(tiny, name):
 @pytest.mark.parametrize("place", ["step", "picture"])
 def test_a_signal_saves_and_says_how_to_go_on(tiny, name, number, place, monkeypatch, capsys):
     train(name, "--steps", "12", "--out", "a")
+    b = "b" * 250  # the command that resumes names all of it
     with monkeypatch.context() as patch:
         if place == "step":
             at_step(patch, 5, functools.partial(signal.raise_signal, number))
@@ -209,13 +210,13 @@ def test_a_signal_saves_and_says_how_to_go_on(tiny, name, number, place, monkeyp
             patch.setattr(datasets, "save_picture", interrupted)
         before = signal.getsignal(number)
         with pytest.raises(SystemExit) as stop:
-            train(name, "--steps", "12", "--sample-every", "1", "--out", "b")
+            train(name, "--steps", "12", "--sample-every", "1", "--out", b)
     assert stop.value.code == 128 + number and signal.getsignal(number) is before
     out = capsys.readouterr().out
-    assert "saved at step 5 of 12" in out and f"python {name}.py --resume b" in out
-    run(name, "--resume", "b")
-    assert_same("a", "b")
-    assert [row["step"] for row in log("b")] == [row["step"] for row in log("a")]
+    assert "saved at step 5 of 12" in out and f"python {name}.py --resume {b}\n" in out
+    run(name, "--resume", b)
+    assert_same("a", b)
+    assert [row["step"] for row in log(b)] == [row["step"] for row in log("a")]
 
 
 def test_ctrl_c_twice_ends_at_once(tiny, monkeypatch, capfd):
