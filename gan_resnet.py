@@ -350,10 +350,10 @@ def main(argv=None):
         labels = torch.zeros(len(data.images), dtype=torch.int64)
         data = data._replace(labels=labels, classes=[data.name], note=f"{data.note}; {words}")
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
-    per_epoch = max(1, batches.per_epoch // args.d_steps)  # steps
-    total = args.steps or args.epochs * per_epoch
-    sample_every = args.sample_every or max(100, per_epoch)
-    save_every = args.save_every or max(100, per_epoch)
+    per_epoch = batches.per_epoch / args.d_steps  # steps, maybe not a whole number
+    total = args.steps or max(1, round(args.epochs * per_epoch))
+    sample_every = args.sample_every or max(100, round(per_epoch))
+    save_every = args.save_every or max(100, round(per_epoch))
 
     # The seed fixes the weights and latents. The latents of the pictures have seeds of their own.
     torch.manual_seed(args.seed)

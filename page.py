@@ -399,8 +399,8 @@ def command(args):
         try:
             script = training.load_script(args["script"])
             usual = vars(script.parse_args([*words, "--dry-run"])[0])
-        except (Exception, SystemExit):
-            usual = {}
+        except (Exception, SystemExit):  # all flags that are on; few have a form that says off
+            usual = {name: flag for name, flag in flags.items() if flag is False}
     changed = training.different_flags(flags, usual)
     changed.pop("dry_run", None)
     words += [word for word in training.flag_words(changed) if word not in words]

@@ -113,8 +113,8 @@ def read_run(folder):
     if all(isinstance(value, kind) for value, kind in kinds):
         names = about.get("classes", [])
         named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        numbers = (args.get("steps_per_epoch"), about.get("size"))
-        if named and all(isinstance(n, int) and 0 < n < 2**31 for n in numbers):
+        numbers = ((args.get("steps_per_epoch"), (int, float)), (about.get("size"), int))
+        if named and all(isinstance(n, kind) and 1e-6 < n < 2**31 for n, kind in numbers):
             return args
     raise InputError(f"'{path}' is damaged: {advice}")
 

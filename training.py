@@ -638,10 +638,9 @@ def describe(model, *inputs):
 def print_plan(args, data, total, per_epoch, device):
     """The last lines of --dry-run."""
     shape = tuple(data.images.shape[1:])
-    epochs = total / per_epoch
+    plan = f"{total} steps of {args.batch * WORLD} images, {per_epoch:.7g} an epoch"
     print(f"data: {data.name} from {args.data}: {len(data.images)} images {shape}, {data.note}")
-    batch = args.batch * WORLD
-    print(f"plan: {total} steps of {batch} images, {per_epoch} an epoch ({epochs:.1f} epochs)")
+    print(f"plan: {plan} ({total / per_epoch:.1f} epochs)")
     print(f"on {device} in {args.precision}; seed {args.seed}. Nothing was trained.")
 
 
@@ -775,7 +774,7 @@ class Run:
         self.device = batches.device
         self.step = 0
         self.total = total
-        self.per_epoch = per_epoch  # steps
+        self.per_epoch = per_epoch  # steps, maybe not a whole number
         self.seconds = 0.0  # of training, without evaluations and pictures
         self.best = math.inf  # the lowest FID so far
         self.best_size = args.size  # the size of the images that have it
@@ -804,8 +803,8 @@ class Run:
         return number > 0
 
     def every(self, *intervals):
-        """Is the step a multiple of one of these? None and 0 mean never."""
-        return any(n and self.step % n == 0 for n in intervals)
+        """Does one of these intervals end with this step? None and 0 mean never."""
+        return any(n and self.step // n > (self.step - 1) // n for n in intervals)
 
     def count(self, **losses):
         """At the end of a step: count it, and keep its losses, tensors of no dimensions."""
@@ -933,7 +932,7 @@ class Run:
         """Say how to resume a run that was stopped. Returns the exit code, 128 + the signal."""
         self.bar.close()
         path = shlex.quote(sources.printable(self.path, math.inf))
-        command = f"{START} {self.script}.py --resume {path}"
+        command = f"{START} {shlex.quote(self.script + '.py')} --resume {path}"
         print(f"stopped and saved at step {self.step} of {self.total}; go on with: {command}")
         return 128 + self.signals[0]
 
@@ -949,7 +948,8 @@ class Run:
             files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
             self.write_args(finished=self.step, files=sorted(files))
             path = shlex.quote(sources.printable(self.path, math.inf))
-            words = f"{START} {self.script}.py --resume {path} --steps {2 * self.step}"
+            script = shlex.quote(f"{self.script}.py")
+            words = f"{START} {script} --resume {path} --steps {2 * self.step}"
             if Path(__file__).with_name("sample.py").is_file():
                 words = f"python sample.py {path} --count 64 --to grid.png\n          {words}"
             print(f"\ntry next: {words}")
@@ -1045,9 +1045,9 @@ class Run:
         print(f"{self.script}: {data['name']} {size}, {data['count']} images ({self.note})")
         print(datasets.class_words(data["classes"], data["counts"]))
         done = f", {self.step} of them done" if self.step else ""
-        length = f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch} an epoch{done}"
+        length = f"{self.total} steps of {self.args.batch}{each}, {self.per_epoch:.7g} an epoch"
         path = sources.printable(self.path)
-        print(f"{length}; {self.device}, {self.args.precision}; everything goes to {path}")
+        print(f"{length}{done}; {self.device}, {self.args.precision}; everything goes to {path}")
         if self.args.steps is None and self.total < 500:
             print(f"note: {self.total} steps are few; try --steps 3000", file=sys.stderr)
 
@@ -1215,7 +1215,7 @@ def fits(script):
 def load_script(stem):
     """The module <stem>.py next to this file, never one of that name from elsewhere."""
     path = Path(__file__).parent / f"{stem}.py"
-    if not re.fullmatch(r"\w[\w-]*", stem) or not path.is_file():
+    if re.search(r"[/\\:\0]", stem) or not path.is_file():  # never from another folder
         raise InputError(f"this model was made by {stem}.py: copy it next to training.py")
     spec = importlib.util.spec_from_file_location(stem, path)
     module = importlib.util.module_from_spec(spec)

@@ -608,10 +608,10 @@ def main(argv=None):
         args.data, args.size, fit=args.fit, per_class=args.limit_per_class
     )
     batches = training.new_batches(args, typed, data, device)  # a small set lowers args.batch
-    per_epoch = max(1, batches.per_epoch // args.critic_steps)  # steps
-    total = args.steps or args.epochs * per_epoch
-    sample_every = args.sample_every or max(100, per_epoch)
-    save_every = args.save_every or max(100, per_epoch)
+    per_epoch = batches.per_epoch / args.critic_steps  # steps, maybe not a whole number
+    total = args.steps or max(1, round(args.epochs * per_epoch))
+    sample_every = args.sample_every or max(100, round(per_epoch))
+    save_every = args.save_every or max(100, round(per_epoch))
     if args.stages > 1:
         steps = f"{args.stages} stages of {args.stage_steps} steps"
         print(f"grows from {size_at(0, args)} to {args.size} pixels in {steps}")

@@ -150,6 +150,15 @@ def test_the_command_trains_such_a_run(stem, words):
         assert shown == words
 
 
+def test_the_command_of_a_script_that_is_gone():
+    flags = vars(training.load_script("cgan").parse_args(["--condition=auxiliary", "--dry-run"])[0])
+    flags = {name: flag for name, flag in flags.items() if name not in ("defaults", "resume")}
+    _, script, *shown = shlex.split(page.command({"script": "gone", "flags": flags}))
+    assert script == "gone.py" and "--dry-run" not in shown
+    again = vars(training.load_script("cgan").parse_args([*shown, "--dry-run"])[0])
+    assert {name: again[name] for name in flags} == flags
+
+
 def test_nothing_comes_from_elsewhere(tmp_path):
     source, found = page_of(make_run(tmp_path / "run"))
     addresses = []

@@ -5,7 +5,7 @@ import functools
 import importlib
 import json
 import os
-import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -560,6 +560,25 @@ def test_dry_run_trains_nothing(tiny, name, capsys):
     assert "parameters" in out and "Nothing was trained" in out and not (tiny / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    "name, flag",
+    [
+        ("dcgan", "--d-steps"),
+        ("cgan", "--d-steps"),
+        ("gan_resnet", "--d-steps"),
+        ("wgan_gp", "--critic-steps"),
+    ],
+)
+@pytest.mark.parametrize("batch, updates, steps", [(50, 5, 4), (20, 3, 17), (20, 4, 12)])
+def test_epochs_are_passes_over_the_data(tiny, name, flag, batch, updates, steps, capsys):
+    """10 passes over the 100 images, drawn by several updates of one network in each step."""
+    train(name, flag, str(updates), "--batch", str(batch), "--epochs", "10", "--dry-run")
+    out = capsys.readouterr().out
+    each = 100 / batch / updates
+    assert f"plan: {steps} steps of {batch} images, {each:.7g} an epoch ({steps / each:.1f} " in out
+    assert abs(steps * updates * batch - 10 * 100) <= updates * batch / 2
+
+
 def test_a_script_that_is_imported_never_ends_the_interpreter(tmp_path):
     """With a foreign datasets.py, say Hugging Face's, importing is an ImportError."""
     shutil.copy(ROOT / "dcgan.py", tmp_path)
@@ -794,14 +813,14 @@ CHANGED = {  # script: (text, what a student writes there instead)
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_a_renamed_and_changed_copy(tiny, name):
+@pytest.mark.parametrize("name, copy", [("dcgan", "mygan"), ("cvae", "cvae (1)")])
+def test_a_renamed_and_changed_copy(tiny, name, copy):
     """It trains and resumes with three files beside it; with the tools it is sampled, measured and
     reported. In processes of their own, without PYTHONPATH."""
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
     old, new = CHANGED[name]
     assert text.count(old) == 1
-    (tiny / "mygan.py").write_text(text.replace(old, new), encoding="utf-8")
+    (tiny / f"{copy}.py").write_text(text.replace(old, new), encoding="utf-8")
     for file in ("training", "datasets", "sources"):
         shutil.copy(ROOT / f"{file}.py", tiny)
 
@@ -811,17 +830,18 @@ def test_a_renamed_and_changed_copy(tiny, name):
         return result
 
     flags = [*TINY, *SCRIPTS[name].split()]
-    first = ok("mygan.py", *flags, "--steps", "4", "--eval-every", "4")
+    first = ok(f"{copy}.py", *flags, "--steps", "4", "--eval-every", "4")
     lines = [line.split(":")[0] for line in first.stderr.splitlines()]
     assert lines == ["metrics.py is not used", "report.py is not used"]
-    assert re.findall(r"\w+\.py", first.stdout.split("try next: ")[1]) == ["mygan.py"]
-    ok("mygan.py", "--resume", "--steps", "8")
-    ok("mygan.py", *flags, "--steps", "8", "--out", "whole")
-    assert_same("whole", "runs/mygan-tiny-1")
+    words = shlex.split(first.stdout.split("try next: ")[1])  # as a shell would read them
+    assert [word for word in words if word.endswith(".py")] == [f"{copy}.py"]
+    ok(f"{copy}.py", "--resume", "--steps", "8")
+    ok(f"{copy}.py", *flags, "--steps", "8", "--out", "whole")
+    assert_same("whole", f"runs/{copy}-tiny-1")
     for file in ("sample.py", "metrics.py", "inception.py", "report.py", "page.py", "page.html"):
         shutil.copy(ROOT / file, tiny)
-    run_directory = "runs/mygan-tiny-1"
-    assert "report.py" not in ok("mygan.py", "--resume", run_directory, "--steps", "9").stderr
+    run_directory = f"runs/{copy}-tiny-1"
+    assert "report.py" not in ok(f"{copy}.py", "--resume", run_directory, "--steps", "9").stderr
     for file in ("losses.png", "report.html"):
         assert (tiny / run_directory / file).exists()
     ok("sample.py", run_directory, "--count", "6", "--to", "images/")
