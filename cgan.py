@@ -48,9 +48,9 @@ In the generator, the class sets the gain and offset of every BatchNorm (Dumouli
     python cgan.py --data photos/ --size 64 --epochs 100  # your own images: sub-folders are classes
     python sample.py runs/cgan-shapes-1 --count 64 --class star --to stars.png
 
-Presets: animals reproduces R0b, a student report (see README.md); best has better
-settings for the same data. Time: at width 64 and 64 pixels, one update of each network costs
-2.5 GFLOP per image, as in dcgan.py.
+Presets: animals reproduces R0b, a student report (see README.md); best has better settings for
+the same data. Time: at width 64 and 64 pixels, one update of each network costs 2.5 GFLOP per
+image, as in dcgan.py.
 
 If you copy this for coursework: take training.py, datasets.py and sources.py along (folders.py for
 images in a folder, zip or tar; metrics.py and inception.py for FID; report.py and sample.py for
