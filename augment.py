@@ -779,7 +779,7 @@ def main(argv=None):
         try:
             work(args, data, test, folder, device)
         except (KeyboardInterrupt, SystemExit):
-            command = f"python augment.py --resume {shlex.quote(printable(folder, math.inf))}"
+            command = f"python augment.py --resume {training.quoted(folder)}"
             print(f"go on with: {command}", file=sys.stderr)
             raise
 

@@ -928,11 +928,15 @@ class Run:
         if self.is_main:
             self.histograms.write(weight_histograms(self.models, self.step))
 
+    def resume_command(self):
+        """What continues this run, for a shell."""
+        script = quoted(f"{self.script}.py")
+        return f"{START} {script} --resume {quoted(self.path)}"
+
     def goodbye(self):
         """Say how to resume a run that was stopped. Returns the exit code, 128 + the signal."""
         self.bar.close()
-        path = shlex.quote(sources.printable(self.path, math.inf))
-        command = f"{START} {shlex.quote(self.script + '.py')} --resume {path}"
+        command = self.resume_command()
         print(f"stopped and saved at step {self.step} of {self.total}; go on with: {command}")
         return 128 + self.signals[0]
 
@@ -947,11 +951,10 @@ class Run:
         if self.is_main:
             files = [path.name for path in self.path.iterdir() if path.suffix in RESULTS]
             self.write_args(finished=self.step, files=sorted(files))
-            path = shlex.quote(sources.printable(self.path, math.inf))
-            script = shlex.quote(f"{self.script}.py")
-            words = f"{START} {script} --resume {path} --steps {2 * self.step}"
+            words = f"{self.resume_command()} --steps {2 * self.step}"
             if Path(__file__).with_name("sample.py").is_file():
-                words = f"python sample.py {path} --count 64 --to grid.png\n          {words}"
+                sampling = f"python sample.py {quoted(self.path)} --count 64 --to grid.png"
+                words = f"{sampling}\n          {words}"
             print(f"\ntry next: {words}")
 
     def notice(self, number, _):
@@ -1062,6 +1065,11 @@ class Run:
     def weights_words(self):
         """In words, which weights make the images of this run."""
         return weights_used({"flags": self.flags, "step": self.step})
+
+
+def quoted(path):
+    """A path or file name as one types it into a shell, however long it is."""
+    return shlex.quote(sources.printable(path, math.inf))
 
 
 def finished_step(path):
